@@ -1,0 +1,217 @@
+"""The lifted structured loss and its gradient: numpy only, no Caffe.
+
+Song, Xiang, Jegelka, Savarese, "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR 2016: equation 4,
+its gradient (equations 5 to 7) and Algorithm 1. The Caffe layer around it is lifted_structured_loss_layer.py.
+"""
+
+import numpy as np
+
+# Distances come from a matrix product; a pair whose squared distance is below this share of its two squared norms
+# (around the batch's centre) would lose digits that way, and is computed from the difference of its two rows instead.
+# The product's error in float64 is about 1e-15 of the norms, so 1e-8 leaves seven digits of the squared distance.
+CLOSE = 1e-8
+
+# Rows of close pairs that are handled at once: bounds the memory when a whole batch has collapsed.
+CLOSE_BLOCK = 4096
+
+
+def lifted_structured_loss(embeddings, labels, margin=1.0):
+    """Loss of equation 4 over every positive pair of the batch, and its exact gradient.
+
+    With D the Euclidean distances, P the pairs i < j of equal label and N the pairs of different label::
+
+        J_ij = log( sum_{(i,k) in N} exp(margin - D_ik) + sum_{(j,l) in N} exp(margin - D_jl) ) + D_ij
+        loss = 1 / (2 |P|) * sum_{(i,j) in P} max(0, J_ij)^2
+
+    Parameters
+    ----------
+    embeddings : array (m, c) or (m, c, 1, 1), float32 or float64
+        One row an image, not normalised.
+    labels : array (m,) or any shape of m entries
+        Class ids: integers, or floats of integral value as Caffe's blobs hold them.
+    margin : float
+        The paper's alpha.
+
+    Returns
+    -------
+    loss : scalar of the input's dtype
+        0 when the batch has no positive pair or no negative one: equation 4 is then empty.
+    gradient : array of the input's shape and dtype
+        Derivative of the loss by the embeddings. A distance of zero has no direction and contributes none; on the
+        hinge's kink (J_ij = 0) the gradient is zero from both sides.
+
+    Raises
+    ------
+    TypeError
+        The embeddings are not float32 or float64.
+    ValueError
+        Wrong shapes, a non-finite embedding (its rows are named), a label that is no class id, a margin that is not
+        finite.
+    OverflowError
+        The loss or its gradient is larger than the dtype can hold (distances beyond 1e19 in float32).
+
+    Both dtypes are computed in float64, around the batch's centre; memory is O(m^2 + m c).
+    """
+    # 1. Check, centre, scale: distances do not change under a shift, and scale with the embeddings.
+    embeddings, labels = _checked(embeddings, labels, margin)
+    shape, dtype = embeddings.shape, embeddings.dtype
+    x, exponent_of_x = _centred(embeddings.reshape(shape[0], -1))  # (m, c)
+
+    # 2. The pairs.
+    same = labels[:, None] == labels[None, :]  # (m, m)
+    negative = ~same  # (m, m)
+    first, second = np.nonzero(np.triu(same, 1))  # (P,), (P,) with first < second
+    if not first.size or not negative.any():
+        return dtype.type(0), np.zeros(shape, dtype)
+
+    # 3. Distances D (line 4 of Algorithm 1), those of close pairs from their differences.
+    unit_distance, close_first, close_second = _distances(x)  # (m, m); (q,), (q,)
+    distance = np.ldexp(unit_distance, exponent_of_x)  # (m, m)
+
+    # 4. Per image, the log-sum-exp over its negatives, the largest exponent taken out first.
+    exponent = np.where(negative, margin - distance, -np.inf)  # (m, m)
+    largest = exponent.max(axis=1)  # (m,)
+    weight = np.exp(exponent - largest[:, None])  # (m, m)
+    total = weight.sum(axis=1)  # (m,)
+    row = largest + np.log(total)  # (m,)
+
+    # 5. J and the loss, for every positive pair at once.
+    smooth_maximum = np.logaddexp(row[first], row[second])  # (P,)
+    hinge = np.maximum(smooth_maximum + distance[first, second], 0.0)  # (P,)
+    pairs = first.size
+    root = hinge / np.sqrt(2.0 * pairs)  # (P,) its squares add up to the loss, without overflow on the way
+    loss = _representable(_sum_of_squares(root), dtype, "loss")
+
+    # 6. dL/dD. Positive pairs: dJ/dD = 1 (equation 5).
+    by_j = hinge / pairs  # (P,) dL/dJ
+    by_distance = np.zeros_like(distance)  # (m, m)
+    by_distance[first, second] = by_j
+
+    #    Negatives (equations 6 and 7): J_ij pulls on row i and row j by their shares of its sum of exponentials,
+    #    and each row passes its pull on to its negatives by their softmax.
+    pull = np.bincount(first, by_j * np.exp(row[first] - smooth_maximum), len(x))  # (m,)
+    pull += np.bincount(second, by_j * np.exp(row[second] - smooth_maximum), len(x))
+    by_distance -= weight * (pull / total)[:, None]
+
+    # 7. dL/dx_i = sum_k (dL/dD_ik + dL/dD_ki) (x_i - x_k) / D_ik: close pairs one by one, the rest as one product.
+    by_distance += by_distance.T
+    gradient = np.zeros_like(x)  # (m, c)
+    for start in range(0, close_first.size, CLOSE_BLOCK):
+        i, k = close_first[start : start + CLOSE_BLOCK], close_second[start : start + CLOSE_BLOCK]
+        push = by_distance[i, k][:, None] * _directions(x[i] - x[k])  # (block, c)
+        np.add.at(gradient, i, push)
+        np.subtract.at(gradient, k, push)
+    np.fill_diagonal(unit_distance, np.inf)
+    unit_distance[close_first, close_second] = unit_distance[close_second, close_first] = np.inf
+    over_distance = by_distance / unit_distance  # (m, m), zero on the diagonal and for close pairs
+    gradient += over_distance.sum(axis=1)[:, None] * x - over_distance @ x
+    return loss, _representable(gradient, dtype, "gradient").reshape(shape)
+
+
+def pair_statistics(embeddings, labels, margin=1.0):
+    """What a person wants to see of a batch: distances of its pairs and how many of them the loss still works on.
+
+    Takes what `lifted_structured_loss` takes. Returns a dict of floats: `positive_min`, `positive_mean`,
+    `positive_max` (distances of positive pairs), `negative_min` (the nearest negative pair of the batch) and `active`
+    (share of positive pairs with J_ij > 0). None where the batch has no such pair.
+    """
+    embeddings, labels = _checked(embeddings, labels, margin)
+    x, exponent_of_x = _centred(embeddings.reshape(len(embeddings), -1))
+    distance = np.ldexp(_distances(x)[0], exponent_of_x)  # (m, m)
+    same = labels[:, None] == labels[None, :]
+    first, second = np.nonzero(np.triu(same, 1))
+    positive, negative = distance[first, second], distance[~same]
+    names = ("positive_min", "positive_mean", "positive_max", "negative_min", "active")
+    statistics = dict.fromkeys(names)
+    if positive.size:
+        statistics.update(positive_min=positive.min(), positive_mean=positive.mean(), positive_max=positive.max())
+    if negative.size:
+        statistics["negative_min"] = negative.min()
+    if positive.size and negative.size:
+        exponent = np.where(same, -np.inf, margin - distance)
+        row = np.logaddexp.reduce(exponent, axis=1)  # (m,)
+        statistics["active"] = np.mean(np.logaddexp(row[first], row[second]) + positive > 0)
+    return {name: None if value is None else float(value) for name, value in statistics.items()}
+
+
+def _checked(embeddings, labels, margin):
+    """`embeddings` as an array and `labels` as one of shape (m,), or an error that says what is wrong with them."""
+    embeddings = np.asarray(embeddings)
+    if embeddings.dtype not in (np.float32, np.float64):
+        raise TypeError(f"embeddings must be float32 or float64, not {embeddings.dtype}")
+    if embeddings.ndim < 2 or embeddings.shape[0] == 0 or embeddings[0].size == 0 or any(n != 1 for n in embeddings.shape[2:]):
+        raise ValueError(f"embeddings must have shape (m, c) or (m, c, 1, 1) with m, c > 0, not {embeddings.shape}")
+    finite = np.isfinite(embeddings.reshape(len(embeddings), -1)).all(axis=1)
+    if not finite.all():
+        rows = np.flatnonzero(~finite)
+        more = f" and {rows.size - 10} more" if rows.size > 10 else ""
+        raise ValueError(f"embeddings are not finite (NaN or infinite) in {rows.size} of {len(finite)} rows: "
+                         f"{', '.join(map(str, rows[:10]))}{more}")  # fmt: skip
+    labels = np.asarray(labels).reshape(-1)
+    if labels.size != len(embeddings):
+        raise ValueError(f"{len(embeddings)} embeddings but {labels.size} labels")
+    if labels.dtype.kind not in "iufb" or not np.isfinite(labels).all() or (labels != np.floor(labels)).any():
+        raise ValueError("labels must be class ids: integers, or floats of integral value")
+    if not np.isfinite(margin):
+        raise ValueError(f"margin must be a finite number, not {margin}")
+    return embeddings, labels
+
+
+def _centred(x):
+    """float64 rows of x (m, c) around their mean, divided by a power of two so that the largest entry is below 2.
+
+    Returns (rows (m, c), the power's exponent). A power of two changes no digit, and the squares of what is left can
+    neither overflow nor vanish.
+    """
+    exponent = int(np.frexp(np.abs(x).max())[1])
+    if exponent > 1000:
+        raise OverflowError("embeddings beyond 1e300 have distances that float64 cannot hold")
+    x = np.ldexp(x.astype(np.float64), -exponent)  # entries in (-1, 1)
+    x = x - x.mean(axis=0)
+    spread = int(np.frexp(np.abs(x).max())[1])
+    return np.ldexp(x, -spread), exponent + spread
+
+
+def _distances(x):
+    """Euclidean distances (m, m) between the rows of x, and the close pairs (i, k), i < k, found on the way."""
+    norm = np.einsum("ij,ij->i", x, x)  # (m,)
+    square = norm[:, None] + norm[None, :] - 2.0 * (x @ x.T)  # (m, m)
+    i, k = np.nonzero(np.triu(square <= CLOSE * (norm[:, None] + norm[None, :]), 1))  # (q,), (q,)
+    np.maximum(square, 0.0, out=square)
+    np.fill_diagonal(square, 0.0)
+    distance = np.sqrt(square)
+    for start in range(0, i.size, CLOSE_BLOCK):
+        block = slice(start, start + CLOSE_BLOCK)
+        distance[i[block], k[block]] = distance[k[block], i[block]] = _lengths(x[i[block]] - x[k[block]])
+    return distance, i, k
+
+
+def _lengths(rows):
+    """Euclidean length of each row (n, c); tiny entries do not underflow."""
+    largest = np.abs(rows).max(axis=1)  # (n,)
+    safe = np.where(largest > 0, largest, 1.0)
+    return safe * np.sqrt(np.square(rows / safe[:, None]).sum(axis=1))
+
+
+def _directions(rows):
+    """Each row (n, c) divided by its length; a zero row stays zero."""
+    length = _lengths(rows)
+    return rows / np.where(length > 0, length, 1.0)[:, None]
+
+
+def _sum_of_squares(values):
+    """Sum of squares, infinite only if the result itself is beyond float64; raises no numpy warning."""
+    largest = values.max(initial=0.0)
+    if largest == 0.0:
+        return 0.0
+    exponent = int(np.frexp(largest)[1])
+    mantissa, shift = np.frexp(np.square(np.ldexp(values, -exponent)).sum())
+    return np.ldexp(mantissa, int(shift) + 2 * exponent) if int(shift) + 2 * exponent <= 1024 else np.inf
+
+
+def _representable(value, dtype, name):
+    """`value` in `dtype`; raises OverflowError where that would be infinite."""
+    limit = np.finfo(dtype).max
+    if not np.all(np.abs(value) <= limit):
+        raise OverflowError(f"the {name} is larger than {dtype} can hold ({limit:.1e}); the embeddings are too far apart")
+    return np.asarray(value).astype(dtype)[()]

@@ -1,0 +1,151 @@
+"""Batches of image pairs from an image-once LMDB: numpy, lmdb and Caffe's messages, no pycaffe.
+
+The Caffe layer around it is pair_batch_data_layer.py. tools/extract.py uses the same reading and transforming.
+"""
+
+import lmdb
+import numpy as np
+from caffe_pb2 import BlobProto, Datum
+
+
+class ImageDatabase:
+    """The images of an LMDB of raw Datums (uint8; channels, height, width), by their place in key order.
+
+    Raises ValueError naming the path when it is missing, is no LMDB, or does not hold such images.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        try:
+            # Read-only and never changed once it has its name: no lock file is needed, and none is written.
+            self.environment = lmdb.open(path, readonly=True, lock=False, create=False)
+        except lmdb.Error as error:
+            raise ValueError(f"{path}: cannot be opened as an LMDB ({error}); data_prep writes one (make data-demo)") from None
+        self.transaction = self.environment.begin(buffers=True)
+        self.keys = [bytes(key) for key in self.transaction.cursor().iternext(keys=True, values=False)]
+        if not self.keys:
+            raise ValueError(f"{path}: the LMDB is empty")
+        self.datum = Datum()
+        self.image_shape = None
+        image, _ = self.read(0)
+        self.image_shape = image.shape
+
+    def __len__(self):
+        return len(self.keys)
+
+    def read(self, index):
+        """(image (channels, height, width) uint8, label) of the index-th key."""
+        self.datum.ParseFromString(self.transaction.get(self.keys[index]))
+        datum = self.datum
+        shape = (datum.channels, datum.height, datum.width)
+        if datum.encoded or len(datum.data) != shape[0] * shape[1] * shape[2] or not datum.data:
+            raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} is not a raw image of uint8 "
+                             f"(channels, height, width = {shape}, {len(datum.data)} bytes, encoded {datum.encoded})")  # fmt: skip
+        if self.image_shape not in (None, shape):
+            raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} is an image of {shape}, "
+                             f"the others of {self.image_shape}")  # fmt: skip
+        return np.frombuffer(datum.data, np.uint8).reshape(shape), datum.label
+
+    def close(self):
+        self.transaction.abort()
+        self.environment.close()
+
+
+def read_mean(path):
+    """The mean image (channels, height, width) float32 of a Caffe mean file (BlobProto)."""
+    blob = BlobProto()
+    try:
+        with open(path, "rb") as stream:
+            blob.ParseFromString(stream.read())
+    except Exception as error:  # protobuf's DecodeError is no subclass of ValueError
+        raise ValueError(f"{path}: cannot be read as a mean file ({error}); data_prep writes one (make data-demo)") from None
+    legacy = (blob.num, blob.channels, blob.height, blob.width)
+    shape = tuple(blob.shape.dim) or legacy
+    if len(shape) == 4 and shape[0] == 1:
+        shape = shape[1:]
+    mean = np.array(blob.data, np.float32)
+    if len(shape) != 3 or mean.size != np.prod(shape) or not np.isfinite(mean).all():
+        raise ValueError(f"{path}: a mean file holds one finite image (channels, height, width), not shape {shape} "
+                         f"with {mean.size} numbers")  # fmt: skip
+    return mean.reshape(shape)
+
+
+def draw_crops(seed, batch, images, room):
+    """Crops and mirrors of batch number `batch`: a function of (seed, batch) alone.
+
+    Each image draws its own, as in Caffe's DataTransformer: offsets uniform in 0..room[0] and 0..room[1], mirrored or
+    not with equal chance. Returns (top (images,), left (images,), mirrored (images,) bool).
+    """
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, batch])))
+    top = random.integers(0, room[0], images, endpoint=True)
+    left = random.integers(0, room[1], images, endpoint=True)
+    return top, left, random.integers(0, 2, images).astype(bool)
+
+
+def centre_crop(room):
+    """(top, left) of the centre crop, rounded as in Caffe's DataTransformer."""
+    return room[0] // 2, room[1] // 2
+
+
+def transform(image, mean, crop, top, left, mirrored, out):
+    """Write the crop of image - mean into `out`, mirrored with its mean, as Caffe's DataTransformer does.
+
+    image (channels, height, width) uint8; mean of the same shape, float32, or None; out (channels, crop, crop) float32.
+    """
+    window = np.s_[:, top : top + crop, left : left + crop]
+    target = out[:, :, ::-1] if mirrored else out
+    if mean is None:
+        target[...] = image[window]
+    else:
+        np.subtract(image[window], mean[window], out=target)
+
+
+class PairBatches:
+    """Batch number i of a plan, ready for a net: row i mod n of the plan's images, cropped and mirrored.
+
+    Parameters as in PairBatchData (pair_batch_data_layer.py). `random` False: centre crops, never mirrored.
+    """
+
+    def __init__(self, lmdb, plan, mean_file, crop, mirror, seed, random):
+        self.images = ImageDatabase(lmdb)
+        self.batches = read_plan(plan, len(self.images))  # (n, m)
+        channels, height, width = self.images.image_shape
+        if not 0 < crop <= min(height, width):
+            raise ValueError(f"{lmdb}: holds images of {height}x{width}, so crop must be 1 to {min(height, width)}, not {crop}")
+        self.mean = read_mean(mean_file) if mean_file else None
+        if self.mean is not None and self.mean.shape != self.images.image_shape:
+            raise ValueError(f"{mean_file}: a mean of {self.mean.shape} for images of {self.images.image_shape} ({lmdb})")
+        self.crop, self.mirror, self.seed, self.random = crop, mirror, seed, random
+        self.room = (height - crop, width - crop)
+        self.shape = (self.batches.shape[1], channels, crop, crop)
+
+    def read(self, batch, data, labels):
+        """Fill data (m, channels, crop, crop) and labels (m,) with batch number `batch`, counted from 0."""
+        images = self.batches[batch % len(self.batches)]
+        if self.random:
+            tops, lefts, mirrored = draw_crops(self.seed, batch, len(images), self.room)
+            if not self.mirror:
+                mirrored[:] = False
+        else:
+            top, left = centre_crop(self.room)
+            tops, lefts, mirrored = [top] * len(images), [left] * len(images), [False] * len(images)
+        for slot, index in enumerate(images):
+            image, labels[slot] = self.images.read(index)
+            transform(image, self.mean, self.crop, tops[slot], lefts[slot], mirrored[slot], data[slot])
+
+
+def read_plan(path, images):
+    """The plan's batches (n, m): places in the LMDB, left halves of the pairs first, then their right halves.
+
+    Raises ValueError naming the path when it is no plan, or one for another number of images.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as plan:
+            batches, planned = plan["batches"], int(plan["images"])
+    except Exception as error:  # whatever is wrong with the file: a damaged zip shows as any of five exceptions
+        raise ValueError(f"{path}: cannot be read as a batch plan ({error}); data_prep writes one (make data-demo)") from None
+    if planned != images:
+        raise ValueError(f"{path}: was made for {planned} images, but the LMDB has {images}; make the set again")
+    if batches.ndim != 2 or batches.size == 0 or batches.dtype.kind not in "iu" or batches.min() < 0 or batches.max() >= images:
+        raise ValueError(f"{path}: batches must be (n, m) places in 0..{images - 1}, not {batches.dtype} {batches.shape}")
+    return batches

@@ -1,0 +1,62 @@
+"""The Caffe layer around pair_batch.py, for `type: "Python"` in a prototxt."""
+
+import caffe
+
+from pair_batch import PairBatches
+from param_str import read_param_str
+
+
+class PairBatchData(caffe.Layer):
+    """Training batches of image pairs, read by a batch plan from an LMDB that holds each image once."""
+
+    def setup(self, bottom, top):
+        """No bottoms. Tops: data (m, channels, crop, crop), mean subtracted; label (m,), class ids.
+
+        Batch number i, counted from 0, is row i mod n of the plan. In TRAIN each image is cropped and mirrored at
+        random, as a function of (seed, i) alone; in TEST all crops are centre crops, not mirrored. i is kept in the
+        layer's own blob, so Caffe's snapshots carry it and a resumed training goes on at the right batch. For that
+        the layer's name must not be one that the starting weights have.
+
+        param_str, JSON:
+            lmdb        path, required: raw Datums, uint8, as data_prep and convert_imageset write them
+            plan        path, required: pairs.npz from data_prep
+            crop        int, required: height and width of what the net sees, pixels
+            mean_file   path, default none: BlobProto of the LMDB's image size, as Caffe's compute_image_mean writes
+            mirror      bool, default true
+            seed        int, default 1
+
+        To paste (the counter must not be trained)::
+
+            layer {
+              name: "pair_batch"
+              type: "Python"
+              top: "data"
+              top: "label"
+              param { lr_mult: 0 decay_mult: 0 }
+              python_param {
+                module: "pair_batch_data_layer"
+                layer: "PairBatchData"
+                param_str: '{"crop": 227, "lmdb": "train.lmdb", "mean_file": "mean.binaryproto", "plan": "pairs.npz"}'
+              }
+            }
+        """
+        if len(bottom) != 0 or len(top) != 2:
+            raise ValueError(f"PairBatchData: has no bottom and two tops (data, label), not {len(bottom)} and {len(top)}")
+        parameters = read_param_str(self.param_str, "PairBatchData", lmdb=str, plan=str, crop=int, mean_file="",
+                                    mirror=True, seed=1)  # fmt: skip
+        self.batches = PairBatches(random=self.phase == caffe.TRAIN, **parameters)
+        self.blobs.add_blob(1)
+        self.blobs[0].data[...] = 0
+        top[0].reshape(*self.batches.shape)
+        top[1].reshape(self.batches.shape[0])
+
+    def reshape(self, bottom, top):
+        pass  # the plan fixes the shapes, and setup has set them
+
+    def forward(self, bottom, top):
+        counter = self.blobs[0].data
+        self.batches.read(int(counter[0]), top[0].data, top[1].data)
+        counter[0] += 1
+
+    def backward(self, top, propagate_down, bottom):
+        pass  # images have no gradient

@@ -1,0 +1,39 @@
+"""Reading a Python layer's `param_str`: JSON, every key known, every value of the right type."""
+
+import json
+import math
+
+
+def read_param_str(text, layer, **parameters):
+    """Parse `text` and return a dict with one entry for each of `parameters`.
+
+    `parameters` maps a name to its default, or to a type when it must be given. A value must have the default's type
+    (an integer may stand for a float), and numbers must be finite.
+
+    Raises ValueError naming `layer`, the key, and what would be right.
+    """
+    known = ", ".join(parameters)
+    try:
+        given = json.loads(text or "{}")
+    except ValueError as error:
+        raise ValueError(f"{layer}: param_str is not JSON ({error}): {text!r}") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"{layer}: param_str must be a JSON object, not {text!r}")
+    if unknown := [name for name in given if name not in parameters]:
+        raise ValueError(f"{layer}: unknown key {unknown[0]!r} in param_str; the known ones are {known}")
+    values = {}
+    for name, default in parameters.items():
+        required = isinstance(default, type)
+        kind = default if required else type(default)
+        if name not in given:
+            if required:
+                raise ValueError(f"{layer}: param_str lacks {name!r}; its keys are {known}")
+            values[name] = default
+            continue
+        value = given[name]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+            raise ValueError(f"{layer}: {name!r} in param_str must be a {kind.__name__}, not {given[name]!r}")
+        values[name] = value
+    return values
