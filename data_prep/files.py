@@ -1,0 +1,53 @@
+"""Files that appear under their final name only when they are complete, and room for them on the disk."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_aside(path):
+    """Yield a path beside `path` to write a file or a folder at; it gets its final name when the block ends well.
+
+    What an interrupted call left aside is removed first. A file or folder that has the name already is replaced.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial{path.suffix}")
+    remove(aside)
+    try:
+        yield aside
+        sync(aside)
+        if path.is_dir():
+            remove(path)  # rename replaces a file, but no folder that holds something
+        os.replace(aside, path)
+        sync(path.parent)
+    finally:
+        remove(aside)
+
+
+def remove(path):
+    """Delete a file or a folder with all it holds; nothing happens where none is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path):
+    """Write a file, or a folder's entries and the files in it, through to the disk."""
+    for entry in path.iterdir() if path.is_dir() and path.name.startswith(".") else ():
+        sync(entry)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_space(folder, needed, advice):
+    """Raise OSError when the disk of `folder` has less than `needed` bytes free; `advice` says what needs less."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{folder}: {needed:,} bytes are needed and {free:,} are free on this disk. {advice}")

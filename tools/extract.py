@@ -1,0 +1,114 @@
+"""Features of every image of a set, each once, in the LMDB's order -> features.npz.
+
+    python tools/extract.py --set data/demo --part test --net prototxt/demo/lifted_64/deploy.prototxt \\
+                            --weights runs/demo/lifted_64/seed1/model.caffemodel --out features.npz
+    python tools/extract.py --set data/demo --part test --pixels 16 --out pixels.npz        # the images themselves
+
+Centre crop, not mirrored, the set's mean subtracted: Caffe's TEST phase.
+"""
+
+import argparse
+import csv
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("GLOG_minloglevel", "2")
+
+import numpy as np
+from tqdm import tqdm
+
+from pair_batch import ImageDatabase, centre_crop, read_mean, transform
+from tools.features import save_features
+
+BATCH = 100
+
+
+def read_paths(path):
+    """The column `path` of the list beside an LMDB."""
+    if not path.exists():
+        raise ValueError(f"{path}: not there; make data-demo makes the demo set, data_prep/build_set.py any other")
+    with open(path, newline="", errors="surrogateescape") as stream:
+        return [row["path"] for row in csv.DictReader(stream)]
+
+
+def extract_pixels(images, size):
+    """(N, 3 size^2) float32: each image averaged down to size x size pixels, as they are. And the labels (N,)."""
+    channels, height, width = images.image_shape
+    if height % size or width % size:
+        raise ValueError(f"{images.path}: images of {height}x{width} cannot be averaged to {size}x{size}")
+    features = np.empty((len(images), channels * size * size), np.float32)
+    labels = np.empty(len(images), np.int64)
+    for row in tqdm(range(len(images)), "raw pixels", unit="image", mininterval=0.5):
+        image, labels[row] = images.read(row)
+        cells = image.reshape(channels, size, height // size, size, width // size)
+        features[row] = cells.mean(axis=(2, 4)).ravel()
+    return features, labels
+
+
+def extract_embeddings(images, deploy, weights, mean, blob):
+    """(N, c) float32: what `blob` holds after a forward pass of each image. And the labels (N,)."""
+    import caffe
+
+    from tools.caffe_files import NetParameter, check_weights, read_text
+
+    read_text(deploy, NetParameter())
+    caffe.set_mode_cpu()
+    net = caffe.Net(str(deploy), caffe.TEST)
+    check_weights(net, weights)
+    net.copy_from(str(weights))
+    crop = net.blobs["data"].data.shape[-1]
+    channels, height, width = images.image_shape
+    if mean.shape != images.image_shape or crop > min(height, width):
+        raise ValueError(f"{deploy}: takes crops of {crop}, but {images.path} has images of {images.image_shape} and the mean {mean.shape}")
+    top, left = centre_crop((height - crop, width - crop))
+    labels = np.empty(len(images), np.int64)
+    features = None
+    with tqdm(total=len(images), desc="features", unit="image", mininterval=0.5) as bar:
+        for start in range(0, len(images), BATCH):
+            rows = range(start, min(start + BATCH, len(images)))
+            net.blobs["data"].reshape(len(rows), channels, crop, crop)
+            for slot, row in enumerate(rows):
+                image, labels[row] = images.read(row)
+                transform(image, mean, crop, top, left, False, net.blobs["data"].data[slot])
+            net.forward()
+            batch = net.blobs[blob].data.reshape(len(rows), -1)
+            if features is None:
+                features = np.empty((len(images), batch.shape[1]), np.float32)
+            features[rows.start : rows.stop] = batch
+            bar.update(len(rows))
+    return features, labels
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", type=Path, required=True, help="folder of the set, data/<set>")
+    parser.add_argument("--part", choices=("train", "test"), default="test")
+    parser.add_argument("--out", type=Path, required=True, help="features.npz to write")
+    parser.add_argument("--net", type=Path, help="deploy.prototxt")
+    parser.add_argument("--weights", type=Path, help=".caffemodel")
+    parser.add_argument("--blob", default="fc_embedding", help="the features (default fc_embedding)")
+    parser.add_argument("--pixels", type=int, help="no net: the images averaged to this many pixels a side")
+    arguments = parser.parse_args()
+    if bool(arguments.pixels) == bool(arguments.net and arguments.weights):
+        parser.error("give either --net and --weights, or --pixels")
+    paths = read_paths(arguments.set / f"{arguments.part}.csv")
+    images = ImageDatabase(str(arguments.set / f"{arguments.part}.lmdb"))
+    if len(paths) != len(images):
+        raise ValueError(f"{images.path}: holds {len(images)} images, but {arguments.part}.csv lists {len(paths)}; make the set again")
+    if arguments.pixels:
+        features, labels = extract_pixels(images, arguments.pixels)
+    else:
+        mean = read_mean(str(arguments.set / "mean.binaryproto"))
+        features, labels = extract_embeddings(images, arguments.net, arguments.weights, mean, arguments.blob)
+    save_features(arguments.out, features, labels, paths)
+    print(f"{arguments.out}: {features.shape[0]:,} images, {features.shape[1]} dimensions")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"extract: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nextract: interrupted; the same command begins it again")

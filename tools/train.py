@@ -1,0 +1,260 @@
+"""Train a solver with real Caffe; everything that belongs to the run lies in its folder.
+
+    python tools/train.py --solver prototxt/demo/lifted_64/solver.prototxt --run runs/demo/lifted_64/seed1
+
+Called again, it goes on from the newest snapshot; when training is done it does nothing. Ctrl+C and SIGTERM end the
+current iteration, save a snapshot, and exit with status 130 or 143. The run folder afterwards:
+
+    solver.prototxt, train_val.prototxt   exactly what ran; stock `caffe train` takes them too
+    run.json                              arguments, versions, BLAS
+    log.csv                               loss and pair distances, a row every `display` iterations
+    snapshot_iter_N.{caffemodel,solverstate}; N = 0 is the untrained net
+    model.caffemodel                      the final weights; there only when training is complete
+"""
+
+import argparse
+import csv
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("GLOG_minloglevel", "2")  # Caffe's errors only, not its net listings
+
+import caffe
+import numpy as np
+from caffe_pb2 import NetParameter, SolverParameter, SolverState
+from google.protobuf import text_format
+from tqdm import tqdm
+
+from data_prep.files import written_aside
+from lifted_structured_loss import pair_statistics
+from tools.caffe_files import check_weights, read_binary, read_text
+from tools.versions import versions
+
+STATISTICS = ("positive_min", "positive_mean", "positive_max", "negative_min", "active")
+
+
+def run_files(solver_path, run, seed, iterations):
+    """The run's own copies of the solver and its net as text, with seed, iterations and folder written in."""
+    solver = read_text(solver_path, SolverParameter())
+    net = read_text(solver.net, NetParameter())
+    for layer in net.layer:
+        if layer.type == "Python" and layer.python_param.layer == "PairBatchData":
+            parameters = json.loads(layer.python_param.param_str)
+            layer.python_param.param_str = json.dumps({**parameters, "seed": seed}, sort_keys=True)
+    solver.net = str(run / "train_val.prototxt")
+    solver.random_seed = seed
+    solver.max_iter = iterations or solver.max_iter
+    solver.snapshot_prefix = str(run / "snapshot")
+    return solver, net
+
+
+def check_data(net):
+    """Raise ValueError for a data file that a layer names and that is not there; import each Python layer's module.
+
+    Caffe aborts on the first, and shows only `SystemError` where an import fails.
+    """
+    for layer in net.layer:
+        if layer.type != "Python":
+            continue
+        importlib.import_module(layer.python_param.module)
+        if layer.python_param.layer == "PairBatchData":
+            parameters = json.loads(layer.python_param.param_str)
+            for name in ("lmdb", "plan", "mean_file"):
+                path = parameters.get(name)
+                if path and not Path(path).exists():
+                    raise ValueError(f"{path}: not there (layer {layer.name!r}, {name}); make data-demo makes the demo's, "
+                                     "python data_prep/build_set.py a folder's")  # fmt: skip
+
+
+def prepare(run, solver, net, settings):
+    """Write the run's files, or check that they are those of an earlier call; ValueError lists what differs."""
+    texts = {"solver.prototxt": text_format.MessageToString(solver), "train_val.prototxt": text_format.MessageToString(net)}
+    record = run / "run.json"
+    if record.exists():
+        earlier = json.loads(record.read_text())
+        changed = [f"    {name}: {earlier['settings'].get(name)!r} then, {settings.get(name)!r} now"
+                   for name in sorted({*earlier["settings"], *settings})
+                   if earlier["settings"].get(name) != settings.get(name)]  # fmt: skip
+        changed += [f"    {name}: is not what this call would write" for name, text in texts.items()
+                    if (run / name).read_text() != text]  # fmt: skip
+        if changed:
+            raise ValueError(f"{run}: was begun with other settings:\n" + "\n".join(changed) +
+                             "\nCall it with those, name another run (RUN=name), or remove the folder.")  # fmt: skip
+        if earlier["versions"] != versions():
+            print(f"{run}: was begun with another build or number of threads; the last digits will differ from an "
+                  "undisturbed run's")  # fmt: skip
+        return
+    for name, text in texts.items():
+        with written_aside(run / name) as aside:
+            aside.write_text(text)
+    with written_aside(record) as aside:
+        aside.write_text(json.dumps({"settings": settings, "versions": versions(), "command": sys.argv}, indent=2) + "\n")
+
+
+class Snapshots:
+    """Snapshots of a solver that are complete or absent: written aside, renamed, the state last."""
+
+    def __init__(self, run, solver):
+        self.run, self.solver = run, solver
+        self.folder = run / ".writing"
+
+    def save(self):
+        """Save at the current iteration; raises ValueError instead when a weight is not finite."""
+        for name, blobs in self.solver.net.params.items():
+            if not all(np.isfinite(blob.data).all() for blob in blobs):
+                raise ValueError(f"weights of layer {name!r} are not finite at iteration {self.solver.iter}; no snapshot is made")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        self.solver.snapshot()
+        name = f"snapshot_iter_{self.solver.iter}"
+        weights, state = self.run / f"{name}.caffemodel", self.run / f"{name}.solverstate"
+        message = read_binary(self.folder / f"{name}.solverstate", SolverState())
+        message.learned_net = str(weights)  # Caffe aborts on the path of a file that was moved
+        with written_aside(weights) as aside:
+            os.replace(self.folder / f"{name}.caffemodel", aside)
+        with written_aside(state) as aside:
+            aside.write_bytes(message.SerializeToString())
+        shutil.rmtree(self.folder)
+
+    def restore(self):
+        """Go on from the newest snapshot that is whole; one that is not is named and passed over."""
+        states = sorted(self.run.glob("snapshot_iter_*.solverstate"), key=lambda path: -int(path.stem.rsplit("_", 1)[1]))
+        for state in states:
+            try:
+                message = read_binary(state, SolverState())
+                check_weights(self.solver.net, message.learned_net)
+            except ValueError as error:
+                print(f"passing over a snapshot: {error}")
+                continue
+            self.solver.restore(str(state))
+            return
+
+
+class Log:
+    """log.csv: a header, then a row every `display` iterations; rows after the iteration gone on from are dropped."""
+
+    fields = ("iteration", "loss", *STATISTICS, "images_per_second")
+
+    def __init__(self, path, iteration):
+        kept = []
+        if path.exists():
+            with open(path, newline="") as stream:
+                kept = [row for row in csv.DictReader(stream) if int(row["iteration"]) <= iteration]
+        with written_aside(path) as aside, open(aside, "w", newline="") as stream:
+            rows = csv.DictWriter(stream, self.fields)
+            rows.writeheader()
+            rows.writerows(kept)
+        self.stream = open(path, "a", newline="")
+        self.rows = csv.DictWriter(self.stream, self.fields)
+
+    def write(self, **row):
+        self.rows.writerow(row)
+        self.stream.flush()
+
+
+def seed_of(seed, iteration):
+    """Caffe's random state for one iteration (dropout): a function of (seed, iteration), not of what ran before."""
+    return int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0] >> 1)
+
+
+def train(run, solver_message, seed):
+    """Train to the end or to a signal; returns the signal's number, or 0."""
+    received = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: received.append(number))
+
+    # The solver that Caffe loads differs from the run's in where and when it saves: we do that, step by step.
+    working = SolverParameter()
+    working.CopyFrom(solver_message)
+    working.snapshot, working.snapshot_after_train, working.display = 0, False, 0
+    working.snapshot_prefix = str(run / ".writing" / "snapshot")
+    with written_aside(run / ".solver.prototxt") as aside:
+        aside.write_text(text_format.MessageToString(working))
+    caffe.set_mode_cpu()
+    solver = caffe.get_solver(str(run / ".solver.prototxt"))
+    snapshots = Snapshots(run, solver)
+    snapshots.restore()
+    if solver.iter == 0:
+        snapshots.save()
+    log = Log(run / "log.csv", solver.iter)
+    if solver.iter:
+        print(f"going on from iteration {solver.iter}")
+
+    net = solver.net
+    batch = net.blobs["label"].count
+    losses, since = [], time.perf_counter()
+    bar = tqdm(total=working.max_iter, initial=solver.iter, desc="training", unit="it", mininterval=0.5)
+    while solver.iter < working.max_iter and not received:
+        caffe.set_random_seed(seed_of(seed, solver.iter))
+        try:
+            solver.step(1)
+        except ValueError as error:
+            raise ValueError(f"training stopped at iteration {solver.iter}, before its update: {error}\n"
+                             "The last snapshot is kept. A smaller base_lr usually helps.") from None  # fmt: skip
+        bar.update()
+        losses.append(float(net.blobs["loss"].data))
+        if solver.iter % solver_message.display == 0 or solver.iter == working.max_iter:
+            statistics = pair_statistics(net.blobs["fc_embedding"].data, net.blobs["label"].data)
+            rate = len(losses) * batch / (time.perf_counter() - since)
+            loss = float(np.mean(losses))
+            log.write(iteration=solver.iter, loss=loss, images_per_second=round(rate, 1), **statistics)
+            bar.set_postfix_str(_postfix(loss, rate, statistics))
+            losses, since = [], time.perf_counter()
+        if solver_message.snapshot and solver.iter % solver_message.snapshot == 0 and solver.iter < working.max_iter:
+            snapshots.save()
+    bar.close()
+    snapshots.save()
+    if solver.iter < working.max_iter:
+        print(f"stopped after iteration {solver.iter}, snapshot saved; the same command goes on")
+        return received[0]
+    with written_aside(run / "model.caffemodel") as aside:
+        shutil.copyfile(run / f"snapshot_iter_{solver.iter}.caffemodel", aside)
+    return 0
+
+
+def _postfix(loss, rate, statistics):
+    def number(name):
+        return "-" if statistics[name] is None else f"{statistics[name]:.2f}"
+
+    return (f"loss {loss:.3f}, {rate:.0f} images/s, positive {number('positive_min')}/{number('positive_mean')}/"
+            f"{number('positive_max')}, negative {number('negative_min')}, active {number('active')}")  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--solver", type=Path, required=True, help="solver.prototxt to train")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run, runs/<set>/<method>_<dim>/<run>")
+    parser.add_argument("--seed", type=int, default=1, help="of the starting weights, crops, mirrors, dropout (default 1)")
+    parser.add_argument("--iterations", type=int, help="instead of the solver's max_iter")
+    arguments = parser.parse_args()
+    if arguments.seed < 0 or (arguments.iterations or 1) < 1:
+        parser.error("--seed must not be negative, --iterations must be positive")
+    run = arguments.run
+    solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations)
+    check_data(net)
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{run}: another process is training in this folder") from None
+        prepare(run, solver, net, {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter})
+        if (run / "model.caffemodel").exists():
+            print(f"{run}: trained already ({solver.max_iter} iterations)")
+            return 0
+        stopped_by = train(run, solver, arguments.seed)
+        return 128 + stopped_by if stopped_by else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"train: {error}")

@@ -1,0 +1,36 @@
+"""What a run or a bug report needs to know of this machine's software."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from threadpoolctl import threadpool_info
+
+LIBRARIES = ("numpy", "scipy", "scikit-learn", "lmdb", "protobuf", "pillow", "faiss-cpu", "opencv-python-headless", "matplotlib")
+
+
+def blas_of(folder):
+    """(library, kernel, threads) of the BLAS loaded from a path that contains `folder`, or None."""
+    for library in threadpool_info():
+        if library["user_api"] == "blas" and folder in library["filepath"]:
+            return f"{library['internal_api']} {library['version']}", library.get("architecture"), library["num_threads"]
+    return None
+
+
+def caffe_origin():
+    """Where the Caffe that `import caffe` finds came from: the build's own record, or its folder."""
+    import caffe
+
+    record = Path(caffe.__file__).resolve().parents[2] / "caffe.json"
+    return json.loads(record.read_text())["origin"] if record.exists() else str(Path(caffe.__file__).parent)
+
+
+def versions():
+    """What a result depends on: Python, libraries, Caffe, its BLAS with kernel and threads. Imports Caffe."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+        "caffe": caffe_origin(),
+        "caffe_blas": list(blas_of("/usr/") or ("unknown", None, None)),
+    }
