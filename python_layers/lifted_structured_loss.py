@@ -55,7 +55,7 @@ def lifted_structured_loss(embeddings, labels, margin=1.0):
     # 1. Check, centre, scale: distances do not change under a shift, and scale with the embeddings.
     embeddings, labels = _checked(embeddings, labels, margin)
     shape, dtype = embeddings.shape, embeddings.dtype
-    x, exponent_of_x = _centred(embeddings.reshape(shape[0], -1))  # (m, c)
+    x, exact, exponent = _centred(embeddings.reshape(shape[0], -1))  # (m, c), (m, c)
 
     # 2. The pairs.
     same = labels[:, None] == labels[None, :]  # (m, m)
@@ -65,13 +65,13 @@ def lifted_structured_loss(embeddings, labels, margin=1.0):
         return dtype.type(0), np.zeros(shape, dtype)
 
     # 3. Distances D (line 4 of Algorithm 1), those of close pairs from their differences.
-    unit_distance, close_first, close_second = _distances(x)  # (m, m); (q,), (q,)
-    distance = np.ldexp(unit_distance, exponent_of_x)  # (m, m)
+    unit_distance, close_first, close_second = _distances(x, exact)  # (m, m); (q,), (q,)
+    distance = np.ldexp(unit_distance, exponent)  # (m, m)
 
     # 4. Per image, the log-sum-exp over its negatives, the largest exponent taken out first.
-    exponent = np.where(negative, margin - distance, -np.inf)  # (m, m)
-    largest = exponent.max(axis=1)  # (m,)
-    weight = np.exp(exponent - largest[:, None])  # (m, m)
+    similarity = np.where(negative, margin - distance, -np.inf)  # (m, m)
+    largest = similarity.max(axis=1)  # (m,)
+    weight = np.exp(similarity - largest[:, None])  # (m, m)
     total = weight.sum(axis=1)  # (m,)
     row = largest + np.log(total)  # (m,)
 
@@ -98,7 +98,7 @@ def lifted_structured_loss(embeddings, labels, margin=1.0):
     gradient = np.zeros_like(x)  # (m, c)
     for start in range(0, close_first.size, CLOSE_BLOCK):
         i, k = close_first[start : start + CLOSE_BLOCK], close_second[start : start + CLOSE_BLOCK]
-        push = by_distance[i, k][:, None] * _directions(x[i] - x[k])  # (block, c)
+        push = by_distance[i, k][:, None] * _directions(exact[i] - exact[k])  # (block, c)
         np.add.at(gradient, i, push)
         np.subtract.at(gradient, k, push)
     np.fill_diagonal(unit_distance, np.inf)
@@ -116,8 +116,8 @@ def pair_statistics(embeddings, labels, margin=1.0):
     (share of positive pairs with J_ij > 0). None where the batch has no such pair.
     """
     embeddings, labels = _checked(embeddings, labels, margin)
-    x, exponent_of_x = _centred(embeddings.reshape(len(embeddings), -1))
-    distance = np.ldexp(_distances(x)[0], exponent_of_x)  # (m, m)
+    x, exact, exponent = _centred(embeddings.reshape(len(embeddings), -1))
+    distance = np.ldexp(_distances(x, exact)[0], exponent)  # (m, m)
     same = labels[:, None] == labels[None, :]
     first, second = np.nonzero(np.triu(same, 1))
     positive, negative = distance[first, second], distance[~same]
@@ -128,8 +128,7 @@ def pair_statistics(embeddings, labels, margin=1.0):
     if negative.size:
         statistics["negative_min"] = negative.min()
     if positive.size and negative.size:
-        exponent = np.where(same, -np.inf, margin - distance)
-        row = np.logaddexp.reduce(exponent, axis=1)  # (m,)
+        row = np.logaddexp.reduce(np.where(same, -np.inf, margin - distance), axis=1)  # (m,)
         statistics["active"] = np.mean(np.logaddexp(row[first], row[second]) + positive > 0)
     return {name: None if value is None else float(value) for name, value in statistics.items()}
 
@@ -158,31 +157,36 @@ def _checked(embeddings, labels, margin):
 
 
 def _centred(x):
-    """float64 rows of x (m, c) around their mean, divided by a power of two so that the largest entry is below 2.
+    """float64 rows of x (m, c) around their mean, divided by a power of two so that the largest entry is below 1.
 
-    Returns (rows (m, c), the power's exponent). A power of two changes no digit, and the squares of what is left can
-    neither overflow nor vanish.
+    Returns (those rows, the rows of x divided by the same power but not shifted, the power's exponent). A power of two
+    changes no digit, and the squares of what is left can neither overflow nor vanish; the shift does change digits, so
+    differences of close rows are to be taken from the second.
     """
-    exponent = int(np.frexp(np.abs(x).max())[1])
-    if exponent > 1000:
+    first = int(np.frexp(np.abs(x).max())[1])
+    if first > 1000:
         raise OverflowError("embeddings beyond 1e300 have distances that float64 cannot hold")
-    x = np.ldexp(x.astype(np.float64), -exponent)  # entries in (-1, 1)
-    x = x - x.mean(axis=0)
-    spread = int(np.frexp(np.abs(x).max())[1])
-    return np.ldexp(x, -spread), exponent + spread
+    scaled = np.ldexp(x.astype(np.float64), -first)  # entries in (-1, 1)
+    centred = scaled - scaled.mean(axis=0)
+    spread = int(np.frexp(np.abs(centred).max())[1])
+    return np.ldexp(centred, -spread), np.ldexp(scaled, -spread), first + spread
 
 
-def _distances(x):
-    """Euclidean distances (m, m) between the rows of x, and the close pairs (i, k), i < k, found on the way."""
+def _distances(x, exact):
+    """Euclidean distances (m, m) between the rows of x, and the close pairs (i, k), i < k, found on the way.
+
+    `exact` has the same rows without the shift (see _centred).
+    """
     norm = np.einsum("ij,ij->i", x, x)  # (m,)
-    square = norm[:, None] + norm[None, :] - 2.0 * (x @ x.T)  # (m, m)
-    i, k = np.nonzero(np.triu(square <= CLOSE * (norm[:, None] + norm[None, :]), 1))  # (q,), (q,)
+    sums = norm[:, None] + norm[None, :]  # (m, m)
+    square = sums - 2.0 * (x @ x.T)  # (m, m)
+    i, k = np.nonzero(np.triu(square <= CLOSE * sums, 1))  # (q,), (q,)
     np.maximum(square, 0.0, out=square)
     np.fill_diagonal(square, 0.0)
     distance = np.sqrt(square)
     for start in range(0, i.size, CLOSE_BLOCK):
-        block = slice(start, start + CLOSE_BLOCK)
-        distance[i[block], k[block]] = distance[k[block], i[block]] = _lengths(x[i[block]] - x[k[block]])
+        first, second = i[start : start + CLOSE_BLOCK], k[start : start + CLOSE_BLOCK]
+        distance[first, second] = distance[second, first] = _lengths(exact[first] - exact[second])
     return distance, i, k
 
 

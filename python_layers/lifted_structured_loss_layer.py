@@ -45,7 +45,7 @@ class LiftedStructuredLossLayer(caffe.Layer):
         top[0].data[...], self.gradient = lifted_structured_loss(bottom[0].data, bottom[1].data, self.margin)
 
     def backward(self, top, propagate_down, bottom):
-        if propagate_down[1]:
-            raise ValueError("LiftedStructuredLossLayer: there is no gradient by the labels")
         if propagate_down[0]:
             bottom[0].diff[...] = self.gradient * top[0].diff
+        if propagate_down[1]:
+            bottom[1].diff[...] = 0  # asked for under force_backward: the loss does not vary with a class id

@@ -3,9 +3,32 @@
 The Caffe layer around it is pair_batch_data_layer.py. tools/extract.py uses the same reading and transforming.
 """
 
+import os
+import weakref
+
 import lmdb
 import numpy as np
 from caffe_pb2 import BlobProto, Datum
+
+
+class SharedEnvironment:
+    """An open LMDB. py-lmdb opens none twice in a process, so that all who read one share it, and the last closes it."""
+
+    opened = weakref.WeakValueDictionary()
+
+    @classmethod
+    def of(cls, path):
+        key = os.path.realpath(path)
+        shared = cls.opened.get(key)
+        if shared is None:
+            shared = cls.opened[key] = cls()
+            # Read-only and never changed once it has its name: no lock file is needed, and none is written.
+            shared.lmdb = lmdb.open(path, readonly=True, lock=False, create=False)
+        return shared
+
+    def __del__(self):
+        if hasattr(self, "lmdb"):
+            self.lmdb.close()
 
 
 class ImageDatabase:
@@ -17,11 +40,10 @@ class ImageDatabase:
     def __init__(self, path):
         self.path = path
         try:
-            # Read-only and never changed once it has its name: no lock file is needed, and none is written.
-            self.environment = lmdb.open(path, readonly=True, lock=False, create=False)
+            self.environment = SharedEnvironment.of(path)
         except lmdb.Error as error:
             raise ValueError(f"{path}: cannot be opened as an LMDB ({error}); data_prep writes one (make data-demo)") from None
-        self.transaction = self.environment.begin(buffers=True)
+        self.transaction = self.environment.lmdb.begin(buffers=True)
         self.keys = [bytes(key) for key in self.transaction.cursor().iternext(keys=True, values=False)]
         if not self.keys:
             raise ValueError(f"{path}: the LMDB is empty")
@@ -45,10 +67,6 @@ class ImageDatabase:
             raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} is an image of {shape}, "
                              f"the others of {self.image_shape}")  # fmt: skip
         return np.frombuffer(datum.data, np.uint8).reshape(shape), datum.label
-
-    def close(self):
-        self.transaction.abort()
-        self.environment.close()
 
 
 def read_mean(path):

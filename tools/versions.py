@@ -10,12 +10,14 @@ from threadpoolctl import threadpool_info
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "lmdb", "protobuf", "pillow", "faiss-cpu", "opencv-python-headless", "matplotlib")
 
 
-def blas_of(folder):
-    """(library, kernel, threads) of the BLAS loaded from a path that contains `folder`, or None."""
+def caffe_blas():
+    """(library, kernel, threads) of the BLAS that Caffe runs on: the one that no Python package brought along."""
+    import caffe  # noqa: F401 - loads it
+
     for library in threadpool_info():
-        if library["user_api"] == "blas" and folder in library["filepath"]:
+        if library["user_api"] == "blas" and "site-packages" not in library["filepath"]:
             return f"{library['internal_api']} {library['version']}", library.get("architecture"), library["num_threads"]
-    return None
+    return "unknown", None, None
 
 
 def caffe_origin():
@@ -32,5 +34,5 @@ def versions():
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
         "caffe": caffe_origin(),
-        "caffe_blas": list(blas_of("/usr/") or ("unknown", None, None)),
+        "caffe_blas": list(caffe_blas()),
     }

@@ -1,0 +1,140 @@
+"""The layers inside a real caffe.Net, and their settings."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lifted_structured_loss import lifted_structured_loss
+from param_str import read_param_str
+
+LOSS_NET = """
+layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 12 dim: 5 {dims} }} }} }}
+layer {{ name: "y" type: "Input" top: "y" input_param {{ shape {{ dim: {labels} }} }} }}
+layer {{ name: "loss" type: "Python" bottom: "x" bottom: "y" top: "loss" loss_weight: {weight}
+  python_param {{ module: "lifted_structured_loss_layer" layer: "LiftedStructuredLossLayer" param_str: '{param}' }} }}
+force_backward: true
+"""
+
+
+def loss_net(caffe, folder, weight=1, param='{"margin": 1.0}', dims="", labels=12):
+    path = folder / "loss.prototxt"
+    path.write_text(LOSS_NET.format(weight=weight, param=param, dims=dims, labels=labels))
+    return caffe.Net(str(path), caffe.TRAIN)
+
+
+@pytest.mark.parametrize("weight", [1, 3, 0.25])
+@pytest.mark.parametrize("dims", ["", "dim: 1 dim: 1"])
+def test_loss_layer_honours_loss_weight(caffe, tmp_path, weight, dims):
+    net = loss_net(caffe, tmp_path, weight, dims=dims)
+    x = np.random.default_rng(0).normal(size=net.blobs["x"].data.shape).astype(np.float32)
+    y = np.arange(12) // 2
+    net.blobs["x"].data[...], net.blobs["y"].data[...] = x, y
+    assert net.blobs["loss"].data.shape == ()
+    net.forward()
+    net.backward()
+    loss, gradient = lifted_structured_loss(x, y)
+    assert float(net.blobs["loss"].data) == pytest.approx(float(loss), rel=1e-6)
+    np.testing.assert_allclose(net.blobs["x"].diff, weight * gradient, rtol=1e-6, atol=1e-9)
+    assert np.abs(gradient).max() > 1e-3
+    assert not net.blobs["y"].diff.any()
+
+
+def test_loss_layer_takes_its_margin(caffe, tmp_path):
+    net = loss_net(caffe, tmp_path, param='{"margin": 2.5}')
+    x = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+    net.blobs["x"].data[...], net.blobs["y"].data[...] = x, np.arange(12) // 2
+    net.forward()
+    assert float(net.blobs["loss"].data) == pytest.approx(float(lifted_structured_loss(x, np.arange(12) // 2, 2.5)[0]), rel=1e-6)
+
+
+def test_loss_layer_refuses_nan_and_says_which_row(caffe, tmp_path):
+    net = loss_net(caffe, tmp_path)
+    net.blobs["y"].data[...] = np.arange(12) // 2
+    net.blobs["x"].data[7, 0] = np.nan
+    with pytest.raises(ValueError, match="not finite .* rows: 7"):
+        net.forward()
+
+
+def test_loss_layer_refuses_another_number_of_labels(caffe, tmp_path):
+    with pytest.raises(ValueError, match="12 embeddings but 10 labels"):
+        loss_net(caffe, tmp_path, labels=10)
+
+
+@pytest.mark.parametrize(
+    "param, message",
+    [
+        ('{"margni": 1}', "unknown key 'margni' in param_str; the known ones are margin"),
+        ("margin=1", "not JSON"),
+        ("[1]", "must be a JSON object"),
+        ('{"margin": "1"}', "must be a float, not '1'"),
+        ('{"margin": NaN}', "must be a float, not nan"),
+        ('{"margin": true}', "must be a float, not True"),
+    ],
+)
+def test_loss_layer_refuses_a_wrong_param_str(caffe, tmp_path, param, message):
+    with pytest.raises(ValueError, match=f"LiftedStructuredLossLayer: .*{message}"):
+        loss_net(caffe, tmp_path, param=param)
+
+
+def test_param_str_defaults_and_required_keys():
+    assert read_param_str("", "Layer", margin=1.0) == {"margin": 1.0}
+    assert read_param_str('{"margin": 2}', "Layer", margin=1.0, seed=1) == {"margin": 2.0, "seed": 1}
+    with pytest.raises(ValueError, match="Layer: param_str lacks 'lmdb'; its keys are lmdb, seed"):
+        read_param_str("{}", "Layer", lmdb=str, seed=1)
+
+
+DATA_NET = """
+layer {{ name: "pair_batch" type: "Python" top: "data" top: "label" param {{ lr_mult: 0 decay_mult: 0 }}
+  python_param {{ module: "pair_batch_data_layer" layer: "PairBatchData" param_str: '{param}' }} }}
+"""
+
+
+def data_net(caffe, folder, small_set, phase=None, **changed):
+    param = {"crop": 14, "lmdb": f"{small_set}/train.lmdb", "mean_file": f"{small_set}/mean.binaryproto",
+             "plan": f"{small_set}/pairs.npz", "seed": 3, **changed}  # fmt: skip
+    path = folder / "data.prototxt"
+    path.write_text(DATA_NET.format(param=json.dumps(param)))
+    return caffe.Net(str(path), caffe.TRAIN if phase is None else phase)
+
+
+def test_data_layer_keeps_its_counter_in_its_blob(caffe, tmp_path, small_set):
+    net = data_net(caffe, tmp_path, small_set)
+    batches = []
+    for number in range(5):
+        assert net.params["pair_batch"][0].data[0] == number
+        net.forward()
+        batches.append((net.blobs["data"].data.copy(), net.blobs["label"].data.copy()))
+    net.params["pair_batch"][0].data[...] = 2
+    net.forward()
+    np.testing.assert_array_equal(net.blobs["data"].data, batches[2][0])
+    np.testing.assert_array_equal(net.blobs["label"].data, batches[2][1])
+    assert not np.array_equal(batches[2][0], batches[3][0])
+
+
+def test_data_layer_counter_survives_save_and_load(caffe, tmp_path, small_set):
+    net = data_net(caffe, tmp_path, small_set)
+    for _ in range(3):
+        net.forward()
+    net.save(str(tmp_path / "saved.caffemodel"))
+    net.forward()
+    other = data_net(caffe, tmp_path, small_set)
+    other.copy_from(str(tmp_path / "saved.caffemodel"))
+    other.forward()
+    np.testing.assert_array_equal(other.blobs["data"].data, net.blobs["data"].data)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"crop": 17}, "holds images of 16x16, so crop must be 1 to 16, not 17"),
+        ({"lmdb": "/nowhere.lmdb"}, "/nowhere.lmdb: cannot be opened as an LMDB"),
+        ({"plan": "/nowhere.npz"}, "/nowhere.npz: cannot be read as a batch plan"),
+        ({"mean_file": "/nowhere.binaryproto"}, "/nowhere.binaryproto: cannot be read as a mean file"),
+        ({"colour": True}, "PairBatchData: unknown key 'colour'"),
+        ({"crop": "14"}, "'crop' in param_str must be a int"),
+    ],
+)
+def test_data_layer_refuses_wrong_settings(caffe, tmp_path, small_set, changed, message):
+    with pytest.raises(ValueError, match=message):
+        data_net(caffe, tmp_path, small_set, **changed)

@@ -1,0 +1,141 @@
+"""The pair-batch data against Caffe's own Data layer, and against the transform written out by hand."""
+
+import json
+
+import lmdb
+import numpy as np
+import pytest
+from caffe_pb2 import BlobProto, Datum
+
+from data_prep.build_set import write_mean
+from pair_batch import ImageDatabase, PairBatches, draw_crops, read_mean, read_plan
+
+DATA_LAYER = """
+layer {{ name: "data" type: "Data" top: "data" top: "label" data_param {{ source: "{lmdb}" backend: LMDB batch_size: {batch} }}
+  transform_param {{ crop_size: 14 mirror: false mean_file: "{mean}" }} }}
+"""
+
+
+def test_equals_caffes_own_data_layer_to_the_bit(caffe, tmp_path, small_set):
+    """Centre crop, no mirror, mean image: every image of the LMDB, as Caffe's Data layer in TEST gives it."""
+    count = len(ImageDatabase(f"{small_set}/train.lmdb"))
+    (tmp_path / "net.prototxt").write_text(
+        DATA_LAYER.format(lmdb=f"{small_set}/train.lmdb", batch=count, mean=f"{small_set}/mean.binaryproto"))  # fmt: skip
+    net = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST)
+    net.forward()
+
+    np.savez(tmp_path / "all.npz", batches=np.arange(count).reshape(1, -1), images=count)
+    layer = {"lmdb": f"{small_set}/train.lmdb", "plan": f"{tmp_path}/all.npz", "crop": 14,
+             "mean_file": f"{small_set}/mean.binaryproto"}  # fmt: skip
+    (tmp_path / "ours.prototxt").write_text(
+        'layer { name: "pair_batch" type: "Python" top: "data" top: "label" param { lr_mult: 0 decay_mult: 0 }\n'
+        f"python_param {{ module: 'pair_batch_data_layer' layer: 'PairBatchData' param_str: '{json.dumps(layer)}' }} }}")  # fmt: skip
+    ours = caffe.Net(str(tmp_path / "ours.prototxt"), caffe.TEST)
+    ours.forward()
+    np.testing.assert_array_equal(ours.blobs["data"].data, net.blobs["data"].data)
+    np.testing.assert_array_equal(ours.blobs["label"].data, net.blobs["label"].data)
+    assert len(np.unique(net.blobs["label"].data)) == 6 and np.abs(net.blobs["data"].data).max() > 5
+
+
+def literal_transform(image, mean, crop, top, left, mirrored):
+    """Caffe's DataTransformer, number by number: the mean is subtracted where the pixel was, then mirrored with it."""
+    channels = image.shape[0]
+    out = np.empty((channels, crop, crop), np.float32)
+    for c in range(channels):
+        for h in range(crop):
+            for w in range(crop):
+                value = np.float32(image[c, top + h, left + w]) - mean[c, top + h, left + w]
+                out[c, h, crop - 1 - w if mirrored else w] = value
+    return out
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_random_crops_equal_the_literal_transform(small_set, mirror):
+    batches = PairBatches(f"{small_set}/train.lmdb", f"{small_set}/pairs.npz", f"{small_set}/mean.binaryproto", 11, mirror, 7, True)
+    mean, plan = read_mean(f"{small_set}/mean.binaryproto"), read_plan(f"{small_set}/pairs.npz", len(batches.images))
+    data, labels = np.empty(batches.shape, np.float32), np.empty(batches.shape[0], np.float32)
+    for number in (0, 1, len(plan) + 1):
+        batches.read(number, data, labels)
+        tops, lefts, mirrored = draw_crops(7, number, len(labels), (5, 5))
+        for slot, index in enumerate(plan[number % len(plan)]):
+            image, label = batches.images.read(index)
+            expected = literal_transform(image, mean, 11, tops[slot], lefts[slot], mirrored[slot] and mirror)
+            np.testing.assert_array_equal(data[slot], expected)
+            assert labels[slot] == label
+
+
+def test_a_batch_is_a_function_of_seed_and_number(small_set):
+    def read(seed, numbers):
+        batches = PairBatches(f"{small_set}/train.lmdb", f"{small_set}/pairs.npz", "", 12, True, seed, True)
+        out = {}
+        for number in numbers:
+            data, labels = np.empty(batches.shape, np.float32), np.empty(batches.shape[0], np.float32)
+            batches.read(number, data, labels)
+            out[number] = data
+        return out
+
+    forward, backward = read(1, [0, 1, 2, 5]), read(1, [5, 2, 0])
+    for number, data in backward.items():
+        np.testing.assert_array_equal(data, forward[number])
+    assert not np.array_equal(read(2, [2])[2], forward[2])
+    rows = len(read_plan(f"{small_set}/pairs.npz", 30))
+    assert not np.array_equal(read(1, [2 + rows])[2 + rows], forward[2])  # the next pass has crops of its own
+
+
+def test_crops_are_uniform_over_the_whole_range():
+    tops, lefts, mirrored = draw_crops(1, 0, 30000, (4, 2))
+    for values, possible in ((tops, 5), (lefts, 3), (mirrored, 2)):
+        counts = np.bincount(values.astype(int), minlength=possible)
+        assert len(counts) == possible
+        # Chi-squared with at most 4 degrees of freedom: above 30 with probability 5e-6.
+        assert ((counts - 30000 / possible) ** 2 / (30000 / possible)).sum() < 30
+    assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.03
+
+
+def write_database(path, datums):
+    with lmdb.open(str(path), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        for number, datum in enumerate(datums):
+            transaction.put(b"%08d" % number, datum.SerializeToString())
+
+
+def test_databases_that_are_not_ours(tmp_path):
+    raw = {"channels": 3, "height": 2, "width": 2, "data": bytes(12), "label": 1}
+    write_database(tmp_path / "empty.lmdb", [])
+    write_database(tmp_path / "encoded.lmdb", [Datum(data=b"\xff\xd8jpeg", encoded=True, label=1)])
+    write_database(tmp_path / "mixed.lmdb", [Datum(**raw), Datum(**{**raw, "height": 1, "data": bytes(6)})])
+    (tmp_path / "text.lmdb").mkdir()
+    (tmp_path / "text.lmdb" / "data.mdb").write_text("no database" * 1000)
+    for name, message in (("empty", "is empty"), ("encoded", "not a raw image"), ("text", "cannot be opened as an LMDB")):
+        with pytest.raises(ValueError, match=message):
+            ImageDatabase(str(tmp_path / f"{name}.lmdb"))
+    mixed = ImageDatabase(str(tmp_path / "mixed.lmdb"))
+    with pytest.raises(ValueError, match=r"'00000001' is an image of \(3, 1, 2\), the others of \(3, 2, 2\)"):
+        mixed.read(1)
+
+
+def test_plans_that_do_not_fit(tmp_path):
+    np.savez(tmp_path / "other.npz", batches=np.zeros((2, 4), np.int32), images=9)
+    np.savez(tmp_path / "outside.npz", batches=np.full((2, 4), 10), images=10)
+    np.savez(tmp_path / "objects.npz", batches=np.array([None, {}], dtype=object), images=10)
+    with pytest.raises(ValueError, match="made for 9 images, but the LMDB has 10"):
+        read_plan(tmp_path / "other.npz", 10)
+    with pytest.raises(ValueError, match=r"places in 0\.\.9"):
+        read_plan(tmp_path / "outside.npz", 10)
+    with pytest.raises(ValueError, match="cannot be read as a batch plan"):
+        read_plan(tmp_path / "objects.npz", 10)
+
+
+def test_mean_files(tmp_path, small_set):
+    mean = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    write_mean(tmp_path / "legacy.binaryproto", mean)
+    np.testing.assert_array_equal(read_mean(tmp_path / "legacy.binaryproto"), mean)
+    blob = BlobProto(data=mean.ravel())
+    blob.shape.dim.extend([1, 3, 4, 5])
+    (tmp_path / "shape.binaryproto").write_bytes(blob.SerializeToString())
+    np.testing.assert_array_equal(read_mean(tmp_path / "shape.binaryproto"), mean)
+    images = ImageDatabase(f"{small_set}/train.lmdb")
+    expected = np.mean([images.read(i)[0].astype(np.float64) for i in range(len(images))], axis=0)
+    np.testing.assert_allclose(read_mean(f"{small_set}/mean.binaryproto"), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="one finite image"):
+        write_mean(tmp_path / "nan.binaryproto", mean * np.nan)
+        read_mean(tmp_path / "nan.binaryproto")
