@@ -182,7 +182,8 @@ def _say_plan(plan, limit):
     print(f"batch plan: {plan['batches']:,} batches of {plan['batch']} images, from {plan['positive_pairs']:,} positive pairs "
           f"(each image with itself among them) and {plan['negative_pairs']:,} negative ones")  # fmt: skip
     if plan["possible_positive_pairs"] > plan["positive_pairs"]:
-        print(f"    {plan['possible_positive_pairs']:,} positive pairs are possible: {limit:,} of them were drawn (--max-positive-pairs)")
+        print(f"    {plan['possible_positive_pairs']:,} positive pairs are possible: {limit:,} of them were drawn "
+              "(--max-positive-pairs)")  # fmt: skip
     if plan["repeated_classes"]:
         print(f"    {plan['repeated_classes']:,} classes ask for more negatives than there are images of other classes: "
               "every one is used before any is repeated")  # fmt: skip
@@ -212,7 +213,7 @@ def main():
     parser.add_argument("--groups", type=Path, help="CSV file class,group: classes of one group stay on one side of the split")
     parser.add_argument("--test-fraction", type=fraction, default=0.5, help="share of the groups that test (default 0.5)")
     parser.add_argument("--holdout", type=fraction, default=0.0,
-                        help="this share of the training groups takes the place of the test (default 0: the test itself)")  # fmt: skip
+                        help="this share of the training groups takes the place of the test (default 0)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=1, help="of the split and the batch plan (default 1)")
     parser.add_argument("--batch", type=int, default=128, help="images a training batch (default 128)")
     parser.add_argument("--max-positive-pairs", type=int, default=MAX_POSITIVE_PAIRS,

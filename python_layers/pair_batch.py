@@ -5,6 +5,7 @@ The Caffe layer around it is pair_batch_data_layer.py. tools/extract.py uses the
 
 import os
 import weakref
+from typing import ClassVar
 
 import lmdb
 import numpy as np
@@ -14,7 +15,7 @@ from caffe_pb2 import BlobProto, Datum
 class SharedEnvironment:
     """An open LMDB. py-lmdb opens none twice in a process, so that all who read one share it, and the last closes it."""
 
-    opened = weakref.WeakValueDictionary()
+    opened: ClassVar = weakref.WeakValueDictionary()
 
     @classmethod
     def of(cls, path):

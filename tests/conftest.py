@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.build_set import build
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS
+from data_prep.build_set import build
 
 ROOT = Path(__file__).resolve().parent.parent
 CAFFE = ROOT / ".caffe" / "caffe" / "bin" / "caffe"

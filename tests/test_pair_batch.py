@@ -29,7 +29,8 @@ def test_equals_caffes_own_data_layer_to_the_bit(caffe, tmp_path, small_set):
              "mean_file": f"{small_set}/mean.binaryproto"}  # fmt: skip
     (tmp_path / "ours.prototxt").write_text(
         'layer { name: "pair_batch" type: "Python" top: "data" top: "label" param { lr_mult: 0 decay_mult: 0 }\n'
-        f"python_param {{ module: 'pair_batch_data_layer' layer: 'PairBatchData' param_str: '{json.dumps(layer)}' }} }}")  # fmt: skip
+        'python_param { module: "pair_batch_data_layer" layer: "PairBatchData" '
+        f"param_str: '{json.dumps(layer)}' }} }}")  # fmt: skip
     ours = caffe.Net(str(tmp_path / "ours.prototxt"), caffe.TEST)
     ours.forward()
     np.testing.assert_array_equal(ours.blobs["data"].data, net.blobs["data"].data)

@@ -26,9 +26,9 @@ def problem_with_caffe():
             return (f"pycaffe was compiled for another numpy than the {version('numpy')} here ({text}). Compile it again: "
                     "remove .caffe/caffe and call `make env`")  # fmt: skip
         return f"pycaffe cannot be imported ({text}). {AGAIN}"
-    where = getattr(caffe, "__file__", None) or list(getattr(caffe, "__path__", ["?"]))[0]
+    where = getattr(caffe, "__file__", None) or next(iter(caffe.__path__))
     if not hasattr(caffe, "Net") or not hasattr(caffe, "layer_type_list"):
-        return (f"{where} is not BVLC Caffe: PyPI's package `caffe` is an empty placeholder. `pip uninstall caffe`; {AGAIN}")
+        return f"{where} is not BVLC Caffe: PyPI's package `caffe` is an empty placeholder. `pip uninstall caffe`; {AGAIN}"
     if "Python" not in caffe.layer_type_list():
         return f"{where} was built without Python layers, which the loss is (WITH_PYTHON_LAYER=1). {AGAIN}"
     return None

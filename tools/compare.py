@@ -1,6 +1,6 @@
 """The table of a run: its metrics beside its baselines', printed and as report.md.
 
-    python tools/compare.py --metrics runs/demo/lifted_64/seed1/metrics.json --out report.md
+python tools/compare.py --metrics runs/demo/lifted_64/seed1/metrics.json --out report.md
 """
 
 import argparse

@@ -113,7 +113,8 @@ def make_venv():
     run([sys.executable, "-m", "venv", VENV], log)
     run([python, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "-r", REQUIREMENTS], log)
     run([python, "-m", "pip", "check", "--disable-pip-version-check"], log)
-    site = Path(subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip())
+    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.check_output(ask, text=True).strip())
     folders = (ROOT, ROOT / "python_layers", CAFFE / "python")
     (site / "checkout.pth").write_text("".join(f"{folder}\n" for folder in folders))
     write_record(record, wanted)

@@ -60,7 +60,8 @@ def extract_embeddings(images, deploy, weights, mean, blob):
     crop = net.blobs["data"].data.shape[-1]
     channels, height, width = images.image_shape
     if mean.shape != images.image_shape or crop > min(height, width):
-        raise ValueError(f"{deploy}: takes crops of {crop}, but {images.path} has images of {images.image_shape} and the mean {mean.shape}")
+        raise ValueError(f"{deploy}: takes crops of {crop}, but {images.path} has images of {images.image_shape} "
+                         f"and a mean of {mean.shape}")  # fmt: skip
     top, left = centre_crop((height - crop, width - crop))
     labels = np.empty(len(images), np.int64)
     features = None
@@ -95,7 +96,8 @@ def main():
     paths = read_paths(arguments.set / f"{arguments.part}.csv")
     images = ImageDatabase(str(arguments.set / f"{arguments.part}.lmdb"))
     if len(paths) != len(images):
-        raise ValueError(f"{images.path}: holds {len(images)} images, but {arguments.part}.csv lists {len(paths)}; make the set again")
+        raise ValueError(f"{images.path}: holds {len(images)} images, but {arguments.part}.csv lists {len(paths)}; "
+                         "make the set again")  # fmt: skip
     if arguments.pixels:
         features, labels = extract_pixels(images, arguments.pixels)
     else:

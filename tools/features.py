@@ -30,5 +30,5 @@ def _check(path, features, labels, paths):
         raise ValueError(f"{path}: features {features.shape}, {len(labels)} labels and {len(paths)} paths do not belong together")
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if bad.size:
-        raise ValueError(f"{path}: {bad.size} of {len(features)} feature rows are not finite, first row {bad[0]} ({paths[bad[0]]}); "
-                         "the training diverged")  # fmt: skip
+        raise ValueError(f"{path}: {bad.size} of {len(features)} feature rows are not finite, first row {bad[0]} "
+                         f"({paths[bad[0]]}); the training diverged")  # fmt: skip

@@ -49,8 +49,9 @@ def draw_retrieval(images, labels, queries, neighbours, path):
                 continue
             right = labels[place] == labels[query]
             axis.spines[:].set(color=RIGHT if right else WRONG, linewidth=2.5, linestyle="-" if right else (0, (2, 1.5)))
+            badge = {"facecolor": RIGHT if right else WRONG, "edgecolor": "none", "pad": 1.5}
             axis.text(0.97, 0.03, "✓" if right else "✗", color="white", fontsize=8, fontweight="bold", ha="right", va="bottom",
-                      transform=axis.transAxes, bbox={"facecolor": RIGHT if right else WRONG, "edgecolor": "none", "pad": 1.5})  # fmt: skip
+                      transform=axis.transAxes, bbox=badge)  # fmt: skip
     axes[0, 0].set_title("query", fontsize=9)
     for column in range(count):
         axes[0, column + 1].set_title(f"{column + 1}", fontsize=9)

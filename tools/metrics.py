@@ -10,6 +10,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
 BLOCK = 512  # queries whose distances to all rows are held at once
+TIE = 1e-12  # squared distances that differ by less than this share are equal: it is their rounding
 
 
 def recall_at_k(features, labels, ks):
@@ -44,11 +45,11 @@ def nearest_match_rank(features, labels):
     N for a row whose class has no other image. Takes checked arrays.
     """
     count = len(labels)
-    x = features - features.mean(axis=0)  # distances stay, the product below keeps its digits
+    x = features - features.mean(axis=0)  # distances stay, and the product below keeps its digits
     norm = np.einsum("ij,ij->i", x, x)  # (N,)
     # Rounding of the products below, generously; what falls within it is computed again from the differences.
     slack = 64 * np.finfo(x.dtype).eps * (norm + norm.max())  # (N,)
-    nearest = _nearest_of_class(x, labels)  # (N,) squared distance, inf for a class of one
+    nearest = _nearest_of_class(features, labels)  # (N,) squared distance, inf for a class of one
     rank = np.empty(count, np.int64)
     for start in range(0, count, BLOCK):
         rows = slice(start, min(start + BLOCK, count))
@@ -59,21 +60,22 @@ def nearest_match_rank(features, labels):
         query, match = np.nonzero(other & (np.abs(square - bound) <= near))  # inf - inf never gets here: other is False
         for part in range(0, query.size, 65536):
             q, m = query[part : part + 65536], match[part : part + 65536]
-            difference = x[start + q] - x[m]
+            difference = features[start + q] - features[m]
             exact = np.einsum("ij,ij->i", difference, difference)
-            np.add.at(rank, start + q[exact <= nearest[start + q]], 1)
+            np.add.at(rank, start + q[exact <= nearest[start + q] * (1 + TIE)], 1)
     rank[np.isinf(nearest)] = count
     return rank
 
 
-def _nearest_of_class(x, labels):
+def _nearest_of_class(features, labels):
     """Squared distance of each row to the nearest other row of its class, from the differences; inf where none is."""
     nearest = np.full(len(labels), np.inf)
     order = np.argsort(labels, kind="stable")
-    for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+    ordered = labels[order]
+    for members in np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1):
         for start in range(0, len(members), BLOCK):
             rows = members[start : start + BLOCK]
-            square = cdist(x[rows], x[members], "sqeuclidean")
+            square = cdist(features[rows], features[members], "sqeuclidean")
             square[np.arange(len(rows)), start + np.arange(len(rows))] = np.inf
             nearest[rows] = square.min(axis=1)
     return nearest

@@ -1,0 +1,215 @@
+"""A folder of images becomes LMDBs, a mean and a plan: what is read, what is named, what is left when it fails."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, build_set, draw_images, tool
+from PIL import Image
+
+from data_prep.build_set import split_classes
+from data_prep.files import require_space, written_aside
+from data_prep.folder import load_image, read_folder
+from pair_batch import ImageDatabase
+
+
+def test_every_image_once_readable_with_its_label(small_set):
+    made = json.loads((small_set / "set.json").read_text())
+    names = {}
+    for part in ("train", "test"):
+        images = ImageDatabase(f"{small_set}/{part}.lmdb")
+        with open(small_set / f"{part}.csv", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        assert len(images) == len(rows) == made[part]["images"] == 30
+        assert images.keys == [b"%08d" % i for i in range(30)]
+        for place, row in enumerate(rows):
+            image, label = images.read(place)
+            assert label == int(row["label"]) and row["class"] == row["path"].split("/")[0]
+            np.testing.assert_array_equal(image, load_image(f"{made['images']}/{row['path']}", 16))
+        names[part] = {row["class"] for row in rows}
+    assert not names["train"] & names["test"] and len(names["train"] | names["test"]) == 12
+
+
+def test_same_again_does_nothing_and_a_new_image_makes_it_anew(tmp_path, capsys):
+    images = draw_images(tmp_path / "images", 6, 4)
+    build_set(images, tmp_path / "set")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
+    capsys.readouterr()
+    build_set(images, tmp_path / "set")
+    assert "made from these images and options already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()} == before
+    Image.new("RGB", (9, 9), "red").save(images / "class000" / "new.png")
+    made = build_set(images, tmp_path / "set")
+    assert made["train"]["images"] + made["test"]["images"] == 25
+
+
+def test_what_is_no_image_is_named_and_counted(tmp_path, capsys):
+    images = draw_images(tmp_path / "images", 5, 4)
+    (images / "class000" / "notes.txt").write_text("no image")
+    (images / "readme.md").write_text("no class")
+    (images / "empty").mkdir()
+    (images / ".hidden").mkdir()
+    (images / "single").mkdir()
+    Image.new("RGB", (20, 20), "blue").save(images / "single" / "one.png")
+    made = build_set(images, tmp_path / "set")
+    out = capsys.readouterr().out
+    assert "1 empty class folders: empty" in out
+    assert "2 files that are no images by their name, ignored" in out and "notes.txt" in out
+    assert "classes with one image (they are negatives and distractors): single" in out
+    assert sorted(made["train"]["singletons"] + made["test"]["singletons"]) == ["single"]
+
+
+def test_unreadable_images_stop_it_after_naming_all_of_them(tmp_path, capsys):
+    images = draw_images(tmp_path / "images", 4, 6)
+    for number in (0, 1):
+        (images / f"class00{number}" / "text.jpg").write_text("this is text")
+        whole = (images / f"class00{number}" / "0.png").read_bytes()
+        (images / f"class00{number}" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+        (images / f"class00{number}" / "nothing.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="files cannot be read as images") as error:
+        build_set(images, tmp_path / "set", groups={f"class00{n}": "one" for n in (0, 1)}, test_fraction=0.34)
+    assert all(f"{kind}" in str(error.value) for kind in ("text.jpg", "truncated.png", "nothing.png", "--skip-unreadable"))
+    assert str(error.value).startswith("6 of 18" if "class000" in str(error.value) else "")
+    assert not (tmp_path / "set" / "set.json").exists()
+    assert not [path for path in (tmp_path / "set").iterdir() if "partial" in path.name]
+    made = build_set(images, tmp_path / "set", skip_unreadable=True)
+    assert made["train"]["images"] + made["test"]["images"] == 24
+    assert "passed over" in capsys.readouterr().out
+
+
+def save(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def test_load_image_channel_order(tmp_path):
+    red = np.zeros((4, 4, 3), np.uint8)
+    red[..., 0] = 200
+    image = load_image(save(tmp_path / "red.png", red), 4)
+    assert image.shape == (3, 4, 4) and image.dtype == np.uint8
+    assert image[2].min() == 200 and not image[:2].any()  # blue, green, red
+
+
+def test_load_image_composites_on_white(tmp_path):
+    half = np.zeros((4, 4, 4), np.uint8)
+    half[:2, :, 3] = 255
+    image = load_image(save(tmp_path / "half.png", half), 4)
+    assert not image[:, :2].any() and (image[:, 2:] == 255).all()
+    palette = Image.fromarray(half).quantize(4)
+    palette.save(tmp_path / "palette.png")
+    assert (load_image(tmp_path / "palette.png", 4)[:, 2:] == 255).all()
+
+
+def test_load_image_greys(tmp_path):
+    grey = (np.arange(16).reshape(4, 4) * 16).astype(np.uint8)
+    for name, levels in (("8.png", grey), ("16.png", grey.astype(np.uint16) * 257)):
+        image = load_image(save(tmp_path / name, levels), 4)
+        np.testing.assert_array_equal(image, np.broadcast_to(grey, (3, 4, 4)))
+
+
+def test_load_image_other_kinds(tmp_path):
+    grey = np.full((6, 6), 90, np.uint8)
+    Image.fromarray(grey).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    assert load_image(tmp_path / "cmyk.jpg", 6).shape == (3, 6, 6)
+    frames = [Image.new("L", (6, 6), value) for value in (10, 200)]
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "animated.gif", 6).max() == 10
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, :4] = 250
+    Image.fromarray(wide).save(tmp_path / "turned.png", exif=exif)
+    turned = load_image(tmp_path / "turned.png", 8)
+    assert turned[:, :3].min() > 200 and turned[:, 5:].max() < 50
+
+
+def test_load_image_resizes_with_antialiasing(tmp_path):
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255
+    image = load_image(save(tmp_path / "stripes.png", stripes), 8)
+    assert abs(image[:, :, 1:-1].astype(int) - 127).max() <= 2  # without it: columns of 0 or 255
+
+
+def test_groups_stay_on_one_side():
+    classes = [f"{group}{variant}" for group in "abcdefgh" for variant in range(3)]
+    groups = {name: name[0] for name in classes}
+    train, test = split_classes(classes, groups, 0.5, 0.0, 1)
+    assert len(train) == len(test) == 12 and set(train) | set(test) == set(classes)
+    assert not {name[0] for name in train} & {name[0] for name in test}
+    held_train, held_test = split_classes(classes, groups, 0.5, 0.25, 1)
+    assert sorted(held_train + held_test) == train and len(held_test) == 3
+    assert split_classes(classes, groups, 0.5, 0.0, 2)[0] != train
+    assert split_classes(classes[::-1], groups, 0.5, 0.0, 1) == (train, test)
+
+
+def test_wrong_folders(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        read_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no images found; expected class-name/image.png"):
+        read_folder(tmp_path)
+    with pytest.raises(ValueError, match="at least two classes besides the test"):
+        build_set(draw_images(tmp_path / "two", 2, 3), tmp_path / "set")
+
+
+def test_command_line(tmp_path):
+    draw_images(tmp_path / "images", 8, 9)
+    done = tool("data_prep/build_set.py", "--images", tmp_path / "images", "--out", tmp_path / "set", "--size", 16, "--batch", 32)
+    assert done.returncode == 0 and "36 images of 4 classes, 16x16" in done.stdout
+    done = tool("data_prep/build_set.py", "--images", tmp_path / "none", "--out", tmp_path / "set")
+    assert done.returncode == 1 and done.stderr.startswith("build_set: ") and "Traceback" not in done.stderr
+
+
+def test_strange_names(tmp_path):
+    images = draw_images(tmp_path / "images", 4, 4)
+    strange = images / 'name, with "quotes" and\nnewline'
+    (images / "class000").rename(strange)
+    os.rename(os.fsencode(strange / "0.png"), os.fsencode(strange) + b"/-\xff.png")
+    build_set(images, tmp_path / "set", size=8, batch=4)
+    paths = []
+    for part in ("train", "test"):
+        with open(tmp_path / "set" / f"{part}.csv", newline="", errors="surrogateescape") as stream:
+            paths += [row["path"] for row in csv.DictReader(stream)]
+    assert len(paths) == 16 and all((images / path).is_file() for path in paths)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_then_called_again(tmp_path, number):
+    images = draw_images(tmp_path / "images", 20, 20, side=200)
+    command = [sys.executable, str(ROOT / "data_prep/build_set.py"), "--images", images, "--out", tmp_path / "set", "--size", "256"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "set").glob(".*partial*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode != 0 and not (tmp_path / "set" / "set.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    made = json.loads((tmp_path / "set" / "set.json").read_text())
+    assert made["train"]["images"] == len(ImageDatabase(str(tmp_path / "set" / "train.lmdb"))) == 200
+    assert not list((tmp_path / "set").glob(".*partial*"))
+
+
+def test_written_aside_leaves_nothing_half_made(tmp_path):
+    (tmp_path / "file.txt").write_text("old")
+    with pytest.raises(RuntimeError), written_aside(tmp_path / "file.txt") as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"] and (tmp_path / "file.txt").read_text() == "old"
+    with written_aside(tmp_path / "folder") as aside:
+        aside.mkdir()
+        (aside / "new").touch()
+    with written_aside(tmp_path / "folder") as aside:
+        aside.mkdir()
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_no_room_on_the_disk(tmp_path):
+    with pytest.raises(OSError, match=r"1,000,000,000,000,000,000 bytes are needed and [\d,]+ are free .* Smaller"):
+        require_space(tmp_path, 10**18, "Smaller images need less.")

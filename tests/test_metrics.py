@@ -1,0 +1,219 @@
+"""Recall@K, NMI and F1 against literal second implementations and examples worked by hand."""
+
+import json
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from conftest import tool
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tools.evaluate import kmeans
+from tools.features import load_features, save_features
+from tools.metrics import nmi, pairwise_f1, recall_at_k
+
+
+def literal_recall(features, labels, k):
+    """Sort the others of each query by distance, those of other classes first among equals."""
+    hits = 0
+    for q in range(len(labels)):
+        others = [(math.dist(features[q], features[i]), labels[i] == labels[q]) for i in range(len(labels)) if i != q]
+        hits += any(same for _, same in sorted(others)[:k])
+    return hits / len(labels)
+
+
+def literal_f1(labels, clusters):
+    pairs = list(combinations(range(len(labels)), 2))
+    true = {p for p in pairs if labels[p[0]] == labels[p[1]]}
+    predicted = {p for p in pairs if clusters[p[0]] == clusters[p[1]]}
+    if not true & predicted:
+        return 0.0
+    precision, recall = len(true & predicted) / len(predicted), len(true & predicted) / len(true)
+    return 2 * precision * recall / (precision + recall)
+
+
+def literal_nmi(labels, clusters):
+    n = len(labels)
+
+    def entropy(values):
+        return -sum(values.count(v) / n * math.log(values.count(v) / n) for v in set(values))
+
+    mutual = sum(
+        both / n * math.log(n * both / (labels.count(a) * clusters.count(b)))
+        for a in set(labels)
+        for b in set(clusters)
+        if (both := sum(x == a and y == b for x, y in zip(labels, clusters)))
+    )
+    total = entropy(labels) + entropy(clusters)
+    return 2 * mutual / total if total else 1.0
+
+
+small = st.integers(2, 14).flatmap(
+    lambda n: st.tuples(
+        arrays(np.float32, (n, 2), elements=st.integers(-3, 3).map(float)),  # a grid: full of ties and duplicates
+        st.lists(st.integers(0, 4), min_size=n, max_size=n),
+    )
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(small)
+def test_recall_on_grids_full_of_ties(batch):
+    features, labels = batch
+    ks = range(1, len(labels))
+    assert recall_at_k(features, labels, ks) == {k: literal_recall(features, labels, k) for k in ks}
+
+
+def test_recall_on_more_rows_than_a_block():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 200, 1300)
+    features = (random.normal(size=(200, 6))[labels] + random.normal(size=(1300, 6))).astype(np.float32)
+    found = recall_at_k(features, labels, [1, 10, 100])
+    distance = np.linalg.norm(features[:, None].astype(float) - features[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    nearest = labels[np.argsort(distance, axis=1)]
+    for k, value in found.items():
+        assert value == np.mean((nearest[:, :k] == labels[:, None]).any(axis=1))
+    assert 0.05 < found[1] < found[10] < found[100] < 1
+
+
+def test_recall_by_hand():
+    #            0    1    2    3      4
+    features = [[0], [1], [3], [3.5], [10]]
+    labels = ["a", "b", "a", "b", "c"]
+    # Nearest first: 0: 1b 2a; 1: 0a 2a 3b; 2: 3b 1b 0a; 3: 2a 1b; 4: nothing of its class.
+    assert recall_at_k(features, labels, [1, 2, 3, 4]) == {1: 0, 2: 0.4, 3: 0.8, 4: 0.8}
+
+
+def test_recall_of_duplicate_embeddings():
+    """An exact duplicate elsewhere counts; one of another class at the same place counts first."""
+    features = [[0, 0], [0, 0], [5, 5], [5, 5], [5, 5]]
+    assert recall_at_k(features, [1, 1, 2, 2, 3], [1, 2]) == {1: 0.4, 2: 0.8}
+
+
+def test_recall_of_a_collapsed_embedding_is_not_luck():
+    assert recall_at_k(np.ones((50, 8)), np.arange(50) // 2, [1, 48, 49]) == {1: 0, 48: 0, 49: 1}
+
+
+def test_recall_is_exact_far_from_the_origin():
+    random = np.random.default_rng(1)
+    features = random.integers(-3, 4, (60, 3)).astype(np.float64)
+    labels = random.integers(0, 12, 60)
+    ks = [1, 3, 10]
+    assert recall_at_k(features + 2.0**30, labels, ks) == recall_at_k(features, labels, ks)
+
+
+def test_nan_features_do_not_score_100_percent():
+    features = np.full((10, 4), np.nan, np.float32)
+    labels = np.arange(10) // 2
+    own, match = np.abs(features[:, None] - features[None]).sum(2), labels[:, None] == labels[None]
+    closer = (own < np.where(match, own, np.inf).min(1)[:, None]) & ~match
+    assert np.mean(closer.sum(1) < 1) == 1.0  # naive: no image of another class is closer, so each query is a hit
+    with pytest.raises(ValueError, match="10 of 10 feature rows are not finite"):
+        recall_at_k(features, labels, [1])
+
+
+@pytest.mark.parametrize("k", [0, -1, 4, 100])
+def test_k_out_of_range(k):
+    with pytest.raises(ValueError, match=f"K must be 1 to 3 for 4 images, not {k}"):
+        recall_at_k(np.eye(4), [0, 0, 1, 1], [1, k])
+
+
+def test_labels_of_another_length():
+    with pytest.raises(ValueError, match="expected features"):
+        recall_at_k(np.eye(4), [0, 1, 2], [1])
+    for metric in (nmi, pairwise_f1):
+        with pytest.raises(ValueError, match="expected labels"):
+            metric([0, 1, 2], [0, 1])
+
+
+partitions = st.integers(1, 12).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 4), min_size=n, max_size=n)] * 2))
+
+
+@settings(max_examples=150, deadline=None)
+@given(partitions)
+def test_nmi_and_f1_equal_their_definitions(both):
+    labels, clusters = both
+    assert nmi(labels, clusters) == pytest.approx(literal_nmi(labels, clusters), abs=1e-9)
+    assert pairwise_f1(labels, clusters) == pytest.approx(literal_f1(labels, clusters), abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(partitions)
+def test_names_of_clusters_do_not_matter(both):
+    labels, clusters = both
+    renamed = [10 - c for c in clusters]
+    assert nmi(labels, renamed) == pytest.approx(nmi(labels, clusters), abs=1e-12)
+    assert pairwise_f1(labels, renamed) == pairwise_f1(labels, clusters)
+
+
+def test_nmi_and_f1_by_hand():
+    # Classes {0,1,2} {3,4,5}, clusters {0,1} {2,3,4,5}.
+    labels, clusters = [0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1]
+    # Pairs: 6 true, 7 predicted, 4 both.
+    assert pairwise_f1(labels, clusters) == pytest.approx(8 / 13)
+    information = 1 / 3 * math.log(2) + 1 / 6 * math.log(0.5) + 1 / 2 * math.log(1.5)
+    entropies = math.log(2) - (1 / 3 * math.log(1 / 3) + 2 / 3 * math.log(2 / 3))
+    assert nmi(labels, clusters) == pytest.approx(2 * information / entropies)
+    assert nmi(labels, labels) == pairwise_f1(labels, labels) == pytest.approx(1)
+    assert pairwise_f1([0, 0, 0], [0, 1, 2]) == 0
+
+
+def test_kmeans_finds_separate_clusters_and_repeats():
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(7), 9)
+    features = (np.eye(7)[labels] * 30 + random.normal(size=(63, 7))).astype(np.float32)
+    found = kmeans(features, 7)
+    assert pairwise_f1(labels, found) > 0.7
+    np.testing.assert_array_equal(found, kmeans(features, 7))
+
+
+def test_features_files(tmp_path):
+    features, labels, paths = np.eye(3, dtype=np.float32), np.arange(3), ["a/1.png", "b/2.png", "c/3.png"]
+    save_features(tmp_path / "f.npz", features, labels, paths)
+    loaded = load_features(tmp_path / "f.npz")
+    np.testing.assert_array_equal(loaded[0], features)
+    assert loaded[2].tolist() == paths
+    with pytest.raises(ValueError, match=r"1 of 3 feature rows are not finite, first row 1 \(b/2.png\)"):
+        save_features(tmp_path / "nan.npz", features * [[1], [np.nan], [1]], labels, paths)
+    assert not (tmp_path / "nan.npz").exists()
+    np.savez(tmp_path / "nan.npz", features=features * np.nan, labels=labels, paths=paths)
+    np.savez(tmp_path / "pickle.npz", features=np.array([{}]), labels=labels, paths=paths)
+    (tmp_path / "damaged.npz").write_bytes((tmp_path / "f.npz").read_bytes()[:200])
+    messages = {"nan": "not finite", "pickle": "cannot be read", "damaged": "cannot be read", "none": "no such file"}
+    for name, message in messages.items():
+        with pytest.raises(ValueError, match=message):
+            load_features(tmp_path / f"{name}.npz")
+
+
+def test_evaluate_and_compare_commands(tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 12)
+    paths = [f"{label}/{i}.png" for i, label in enumerate(labels)]
+    good = (np.eye(10)[labels] * 3 + random.normal(size=(120, 10)) * 0.1).astype(np.float32)
+    save_features(tmp_path / "good.npz", good, labels, paths)
+    save_features(tmp_path / "bad.npz", random.normal(size=(120, 10)).astype(np.float32), labels, paths)
+    save_features(tmp_path / "other.npz", good, labels, [f"{path}x" for path in paths])
+    out = tmp_path / "metrics.json"
+    baseline = f"raw_pixels={tmp_path}/bad.npz"
+    done = tool("tools/evaluate.py", "--features", tmp_path / "good.npz", "--out", out, "--baseline", baseline)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(out.read_text())
+    assert metrics["recall_at"] == {"1": 1.0, "10": 1.0, "100": 1.0} and metrics["n"] == 120 and metrics["classes"] == 10
+    assert metrics["baselines"]["raw_pixels"]["recall_at"]["1"] < 0.4 and metrics["clustering"]["method"] == "kmeans"
+    done = tool("tools/compare.py", "--metrics", out, "--out", tmp_path / "report.md")
+    assert done.returncode == 0 and "| lifted structured embedding |    100.0 |" in done.stdout
+    assert "raw pixels, 16x16" in (tmp_path / "report.md").read_text()
+    for script, arguments, message in (
+        ("evaluate", ("--features", tmp_path / "good.npz", "--baseline", f"x={tmp_path}/other.npz"), "of other images"),
+        ("evaluate", ("--features", tmp_path / "none.npz"), "none.npz: no such file; tools/extract.py makes it"),
+        ("evaluate", ("--features", tmp_path / "good.npz", "--ks", "1,120"), "K must be 1 to 119 for 120 images, not 120"),
+        ("compare", ("--metrics", tmp_path / "none.json"), "none.json: no such file; tools/evaluate.py makes it"),
+        ("compare", ("--metrics", tmp_path / "good.npz"), "is not what tools/evaluate.py writes"),
+    ):
+        done = tool(f"tools/{script}.py", *arguments, "--out", tmp_path / "never")
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+        assert not (tmp_path / "never").exists()

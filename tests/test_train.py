@@ -1,0 +1,243 @@
+"""Training with real Caffe, by tools/train.py and by the stock binary: it learns, stops, goes on, and ends the same."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from caffe_pb2 import NetParameter, SolverState
+from conftest import ROOT, build_set, draw_images, stock_caffe, tool, write_solver
+
+from tools.caffe_files import read_binary
+from tools.features import load_features
+from tools.metrics import recall_at_k
+
+
+def weights(path):
+    """layer name -> list of arrays."""
+    net = read_binary(path, NetParameter())
+    return {layer.name: [np.array(blob.data, np.float32) for blob in layer.blobs] for layer in net.layer if layer.blobs}
+
+
+def assert_equal_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        for a, b in zip(one[name], other[name]):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def history(path):
+    return [np.array(blob.data, np.float32) for blob in read_binary(path, SolverState()).history]
+
+
+def train(solver, run, *arguments):
+    return tool("tools/train.py", "--solver", solver, "--run", run, *arguments)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, small_set):
+    """A run of 40 iterations, undisturbed, dropout and all."""
+    home = tmp_path_factory.mktemp("trained")
+    solver = write_solver(home, small_set, dropout=0.2)
+    done = train(solver, home / "run", "--seed", 5)
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+def test_the_loss_falls(trained):
+    with open(trained / "run" / "log.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["iteration"]) for row in rows] == [10, 20, 30, 40]
+    assert float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
+    assert all(float(row[name]) >= 0 for row in rows for name in ("positive_mean", "negative_min", "active", "images_per_second"))
+
+
+def test_the_run_folder_tells_what_ran(trained):
+    run = trained / "run"
+    record = json.loads((run / "run.json").read_text())
+    assert record["settings"]["seed"] == 5 and record["versions"]["numpy"] == np.__version__
+    assert record["versions"]["caffe"].startswith("BVLC/caffe 99bd997")
+    assert '"seed\\": 5' in (run / "train_val.prototxt").read_text()
+    assert "random_seed: 5" in (run / "solver.prototxt").read_text()
+    assert weights(run / "model.caffemodel")["pair_batch"][0] == 40  # the batch counter
+
+
+def test_called_again_it_does_nothing(trained):
+    before = {path: path.stat().st_mtime_ns for path in (trained / "run").iterdir() if path.name != ".lock"}
+    done = train(trained / "solver.prototxt", trained / "run", "--seed", 5)
+    assert done.returncode == 0 and "trained already (40 iterations)" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_other_settings_are_refused(trained):
+    done = train(trained / "solver.prototxt", trained / "run", "--seed", 6)
+    assert done.returncode == 1 and "seed: 5 then, 6 now" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_and_called_again_equals_undisturbed(trained, tmp_path, small_set, number):
+    """To the bit: weights, solver state, batch counter; dropout, crops and mirrors included. And the log."""
+    solver = write_solver(tmp_path, small_set, dropout=0.2, iterations=1000, snapshot=7)
+    command = [sys.executable, str(ROOT / "tools/train.py"), "--solver", solver, "--run", tmp_path / "run", "--seed", "5",
+               "--iterations", "40"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(tmp_path / "run" / "snapshot_iter_7.solverstate", process)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=120)
+    stopped = process.returncode != 0
+    if stopped:
+        assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+        assert not (tmp_path / "run" / "model.caffemodel").exists()
+        assert number == signal.SIGKILL or "snapshot saved; the same command goes on" in out
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not stopped or "going on from iteration" in done.stdout
+    assert_equal_weights(tmp_path / "run" / "model.caffemodel", trained / "run" / "model.caffemodel")
+    for a, b in zip(*(history(home / "run" / "snapshot_iter_40.solverstate") for home in (tmp_path, trained))):
+        np.testing.assert_array_equal(a, b)
+    logs = [list(csv.DictReader(open(home / "run" / "log.csv", newline=""))) for home in (tmp_path, trained)]
+    assert [row["iteration"] for row in logs[0]] == [row["iteration"] for row in logs[1]]
+
+
+def wait_for(path, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+
+
+def test_a_damaged_snapshot_is_passed_over(trained, tmp_path, small_set):
+    solver = write_solver(tmp_path, small_set, dropout=0.2, snapshot=10)
+    assert train(solver, tmp_path / "run", "--seed", 5).returncode == 0
+    (tmp_path / "run" / "model.caffemodel").unlink()
+    for name in ("snapshot_iter_40.solverstate", "snapshot_iter_30.caffemodel"):
+        path = tmp_path / "run" / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = train(solver, tmp_path / "run", "--seed", 5)
+    assert done.returncode == 0 and done.stdout.count("passing over a snapshot") == 2
+    assert "going on from iteration 20" in done.stdout
+    assert_equal_weights(tmp_path / "run" / "model.caffemodel", trained / "run" / "model.caffemodel")
+
+
+def test_stock_caffe_trains_and_resumes_the_same_files(tmp_path, small_set):
+    """`caffe train` on the run's own solver: 12 iterations, and 6 + 6 with -snapshot, give the same weights.
+
+    And so does tools/train.py: without dropout the random state is used at the start only.
+    """
+    for name, steps in (("whole", 12), ("half", 6)):
+        solver = write_solver(tmp_path / name, small_set, iterations=steps)
+        done = stock_caffe("train", "-solver", solver)
+        assert done.returncode == 0, done.stderr[-2000:]
+    solver = write_solver(tmp_path / "half", small_set, iterations=12)
+    done = stock_caffe("train", "-solver", solver, "-snapshot", tmp_path / "half" / "snapshot_iter_6.solverstate")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert weights(tmp_path / "half" / "snapshot_iter_12.caffemodel")["pair_batch"][0] == 12
+    assert_equal_weights(tmp_path / "half" / "snapshot_iter_12.caffemodel", tmp_path / "whole" / "snapshot_iter_12.caffemodel")
+
+    solver = write_solver(tmp_path / "ours", small_set, iterations=12)
+    assert train(solver, tmp_path / "ours" / "run").returncode == 0
+    assert_equal_weights(tmp_path / "ours" / "run" / "model.caffemodel", tmp_path / "whole" / "snapshot_iter_12.caffemodel")
+    # The run's folder can be given to the stock binary, its snapshots too.
+    run = tmp_path / "ours" / "run"
+    done = stock_caffe("train", "-solver", run / "solver.prototxt", "-snapshot", run / "snapshot_iter_12.solverstate")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_features_of_every_image_once(trained, small_set, tmp_path):
+    deploy = tmp_path / "deploy.prototxt"
+    layers = (trained / "net.prototxt").read_text().split("\nlayer {")
+    kept = [layer for layer in layers if 'type: "Python"' not in layer and layer.strip()]
+    deploy.write_text('layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 14 dim: 14 } } }\n'
+                      + "".join("layer {" + layer + "\n" for layer in kept))  # fmt: skip
+    for name, file in (("trained", "model"), ("untrained", "snapshot_iter_0")):
+        done = tool("tools/extract.py", "--set", small_set, "--net", deploy, "--weights", trained / "run" / f"{file}.caffemodel",
+                    "--out", tmp_path / f"{name}.npz")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    features, labels, paths = load_features(tmp_path / "trained.npz")
+    assert features.shape == (30, 8) and features.dtype == np.float32 and len(set(paths.tolist())) == 30
+    recall = [recall_at_k(load_features(tmp_path / f"{name}.npz")[0], labels, [1])[1] for name in ("untrained", "trained")]
+    assert recall[1] >= recall[0]
+
+    other = tmp_path / "other.prototxt"
+    other.write_text(deploy.read_text().replace("num_output: 8 kernel", "num_output: 9 kernel"))
+    renamed = tmp_path / "renamed.prototxt"
+    renamed.write_text(deploy.read_text().replace('name: "conv"', 'name: "conv9"'))
+    model = trained / "run" / "model.caffemodel"
+    for net, file, message in (
+        (other, model, "layer 'conv' has weights of shape"),
+        (renamed, model, "has no weights for the net's layer 'conv9'"),
+        (deploy, tmp_path / "none.caffemodel", "none.caffemodel: no such file"),
+        (tmp_path / "none.prototxt", model, "none.prototxt: no such file"),
+        (deploy, small_set / "set.json", "is not a NetParameter"),
+    ):
+        done = tool("tools/extract.py", "--set", small_set, "--net", net, "--weights", file, "--out", tmp_path / "never.npz")
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert not (tmp_path / "never.npz").exists()
+
+
+def test_raw_pixels(small_set, tmp_path):
+    done = tool("tools/extract.py", "--set", small_set, "--pixels", 4, "--out", tmp_path / "pixels.npz")
+    assert done.returncode == 0 and load_features(tmp_path / "pixels.npz")[0].shape == (30, 48)
+    done = tool("tools/extract.py", "--set", small_set, "--pixels", 5, "--out", tmp_path / "never.npz")
+    assert done.returncode == 1 and "cannot be averaged to 5x5" in done.stderr
+
+
+def test_retrieval_sheet(small_set, tmp_path):
+    tool("tools/extract.py", "--set", small_set, "--pixels", 4, "--out", tmp_path / "pixels.npz")
+    done = tool("tools/figures.py", "--set", small_set, "--features", tmp_path / "pixels.npz", "--out", tmp_path / "sheet.png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_diverging_training_stops_with_words_and_keeps_the_last_snapshot(tmp_path, small_set):
+    solver = write_solver(tmp_path, small_set, base_lr=1e6)
+    done = train(solver, tmp_path / "run")
+    assert done.returncode == 1 and "training stopped at iteration" in done.stderr and "base_lr" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "snapshot_iter_0.solverstate").exists() and not (tmp_path / "run" / "model.caffemodel").exists()
+
+
+def test_what_is_missing_is_named_with_the_next_command(tmp_path, small_set):
+    solver = write_solver(tmp_path, tmp_path / "nowhere")
+    done = train(solver, tmp_path / "run")
+    assert done.returncode == 1 and "nowhere/train.lmdb: not there" in done.stderr and "make data-demo" in done.stderr
+    assert not (tmp_path / "run").exists()
+    done = train(tmp_path / "none.prototxt", tmp_path / "run")
+    assert done.returncode == 1 and "none.prototxt: no such file" in done.stderr
+    solver.write_text("net: 3")
+    done = train(solver, tmp_path / "run")
+    assert done.returncode == 1 and "is not a SolverParameter" in done.stderr
+
+
+def test_two_trainings_in_one_folder(tmp_path, small_set):
+    solver = write_solver(tmp_path, small_set, iterations=100000)
+    command = [sys.executable, str(ROOT / "tools/train.py"), "--solver", solver, "--run", tmp_path / "run"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for(tmp_path / "run" / "snapshot_iter_0.solverstate", process)
+        done = train(solver, tmp_path / "run")
+        assert done.returncode == 1 and "another process is training in this folder" in done.stderr
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_layer_whose_module_is_missing_shows_the_real_error(tmp_path, small_set):
+    solver = write_solver(tmp_path, small_set)
+    net = tmp_path / "net.prototxt"
+    net.write_text(net.read_text().replace("lifted_structured_loss_layer", "no_such_layer"))
+    done = train(solver, tmp_path / "run")
+    assert done.returncode == 1 and "No module named 'no_such_layer'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_own_folder_end_to_end(tmp_path):
+    """The commands of the README's section on a folder of one's own, start to finish."""
+    draw_images(tmp_path / "images", 10, 5)
+    build_set(tmp_path / "images", tmp_path / "set")
+    solver = write_solver(tmp_path, tmp_path / "set", iterations=5)
+    assert train(solver, tmp_path / "run").returncode == 0
