@@ -143,7 +143,7 @@ def image_input(crop):
 def demo_solver(size):
     return {
         "net": f"prototxt/demo/lifted_{size}/train_val.prototxt",
-        "base_lr": because(0.003, "chosen on held-out training classes (make data-demo HOLDOUT=0.1)"),
+        "base_lr": because(0.003, "chosen on held-out training classes (make demo HOLDOUT=1)"),
         "lr_policy": "fixed",
         "momentum": because(0.9, "the authors' solver"),
         "weight_decay": because(0.0002, "the authors' solver"),

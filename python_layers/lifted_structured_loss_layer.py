@@ -3,12 +3,13 @@
 import caffe
 
 from lifted_structured_loss import lifted_structured_loss
-from param_str import read_param_str
+from layer_support import read_param_str, shown
 
 
 class LiftedStructuredLossLayer(caffe.Layer):
     """Lifted structured loss (equation 4 of the paper) of a batch of embeddings."""
 
+    @shown
     def setup(self, bottom, top):
         """Bottoms: embeddings (m, c) or (m, c, 1, 1), not normalised; labels (m,), class ids. Top: the loss, a scalar.
 
@@ -36,14 +37,17 @@ class LiftedStructuredLossLayer(caffe.Layer):
                              f"not {len(bottom)} and {len(top)}")  # fmt: skip
         self.margin = read_param_str(self.param_str, "LiftedStructuredLossLayer", margin=1.0)["margin"]
 
+    @shown
     def reshape(self, bottom, top):
         if bottom[0].num != bottom[1].count:
             raise ValueError(f"LiftedStructuredLossLayer: {bottom[0].num} embeddings but {bottom[1].count} labels")
         top[0].reshape()
 
+    @shown
     def forward(self, bottom, top):
         top[0].data[...], self.gradient = lifted_structured_loss(bottom[0].data, bottom[1].data, self.margin)
 
+    @shown
     def backward(self, top, propagate_down, bottom):
         if propagate_down[0]:
             bottom[0].diff[...] = self.gradient * top[0].diff

@@ -3,12 +3,13 @@
 import caffe
 
 from pair_batch import PairBatches
-from param_str import read_param_str
+from layer_support import read_param_str, shown
 
 
 class PairBatchData(caffe.Layer):
     """Training batches of image pairs, read by a batch plan from an LMDB that holds each image once."""
 
+    @shown
     def setup(self, bottom, top):
         """No bottoms. Tops: data (m, channels, crop, crop), mean subtracted; label (m,), class ids.
 
@@ -53,6 +54,7 @@ class PairBatchData(caffe.Layer):
     def reshape(self, bottom, top):
         pass  # the plan fixes the shapes, and setup has set them
 
+    @shown
     def forward(self, bottom, top):
         counter = self.blobs[0].data
         self.batches.read(int(counter[0]), top[0].data, top[1].data)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lifted_structured_loss import lifted_structured_loss
-from param_str import read_param_str
+from layer_support import read_param_str
 
 LOSS_NET = """
 layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 12 dim: 5 {dims} }} }} }}

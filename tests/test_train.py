@@ -148,6 +148,16 @@ def test_stock_caffe_trains_and_resumes_the_same_files(tmp_path, small_set):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_stock_caffe_shows_what_a_layer_refuses(tmp_path, small_set):
+    """The binary aborts on a Python exception without a word of it, so the layers print it."""
+    solver = write_solver(tmp_path / "diverging", small_set, base_lr=1e6)
+    done = stock_caffe("train", "-solver", solver)
+    assert done.returncode != 0 and "ERROR in LiftedStructuredLossLayer.forward: " in done.stderr
+    solver = write_solver(tmp_path / "missing", tmp_path / "nowhere")
+    done = stock_caffe("train", "-solver", solver)
+    assert done.returncode != 0 and "ERROR in PairBatchData.setup: " in done.stderr and "nowhere/train.lmdb" in done.stderr
+
+
 def test_features_of_every_image_once(trained, small_set, tmp_path):
     deploy = tmp_path / "deploy.prototxt"
     layers = (trained / "net.prototxt").read_text().split("\nlayer {")

@@ -37,17 +37,20 @@ from lifted_structured_loss import pair_statistics
 from tools.caffe_files import check_weights, read_binary, read_text
 from tools.versions import versions
 
+DATA_FILES = ("lmdb", "plan", "mean_file")  # what PairBatchData's param_str names
 STATISTICS = ("positive_min", "positive_mean", "positive_max", "negative_min", "active")
 
 
-def run_files(solver_path, run, seed, iterations):
-    """The run's own copies of the solver and its net as text, with seed, iterations and folder written in."""
+def run_files(solver_path, run, seed, iterations, data_set):
+    """The run's own solver and net, messages, with seed, iterations, folder and data set written in."""
     solver = read_text(solver_path, SolverParameter())
     net = read_text(solver.net, NetParameter())
     for layer in net.layer:
         if layer.type == "Python" and layer.python_param.layer == "PairBatchData":
-            parameters = json.loads(layer.python_param.param_str)
-            layer.python_param.param_str = json.dumps({**parameters, "seed": seed}, sort_keys=True)
+            parameters = {**json.loads(layer.python_param.param_str), "seed": seed}
+            if data_set:
+                parameters |= {name: str(data_set / Path(parameters[name]).name) for name in DATA_FILES if parameters.get(name)}
+            layer.python_param.param_str = json.dumps(parameters, sort_keys=True)
     solver.net = str(run / "train_val.prototxt")
     solver.random_seed = seed
     solver.max_iter = iterations or solver.max_iter
@@ -58,19 +61,25 @@ def run_files(solver_path, run, seed, iterations):
 def check_data(net):
     """Raise ValueError for a data file that a layer names and that is not there; import each Python layer's module.
 
-    Caffe aborts on the first, and shows only `SystemError` where an import fails.
+    Caffe aborts on the first, and shows only `SystemError` where an import fails. Returns the fingerprints of the
+    sets that are read, from their set.json.
     """
+    fingerprints = {}
     for layer in net.layer:
         if layer.type != "Python":
             continue
         importlib.import_module(layer.python_param.module)
         if layer.python_param.layer == "PairBatchData":
             parameters = json.loads(layer.python_param.param_str)
-            for name in ("lmdb", "plan", "mean_file"):
+            for name in DATA_FILES:
                 path = parameters.get(name)
                 if path and not Path(path).exists():
                     raise ValueError(f"{path}: not there (layer {layer.name!r}, {name}); make data-demo makes the demo's, "
                                      "python data_prep/build_set.py a folder's")  # fmt: skip
+            record = Path(parameters["lmdb"]).parent / "set.json"
+            if record.exists():
+                fingerprints[str(record.parent)] = json.loads(record.read_text())["fingerprint"]
+    return fingerprints
 
 
 def prepare(run, solver, net, settings):
@@ -232,20 +241,21 @@ def main():
     parser.add_argument("--solver", type=Path, required=True, help="solver.prototxt to train")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, runs/<set>/<method>_<dim>/<run>")
     parser.add_argument("--seed", type=int, default=1, help="of the starting weights, crops, mirrors, dropout (default 1)")
+    parser.add_argument("--set", type=Path, help="folder of another set, instead of the one that the net names")
     parser.add_argument("--iterations", type=int, help="instead of the solver's max_iter")
     arguments = parser.parse_args()
     if arguments.seed < 0 or (arguments.iterations or 1) < 1:
         parser.error("--seed must not be negative, --iterations must be positive")
     run = arguments.run
-    solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations)
-    check_data(net)
+    solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations, arguments.set)
+    settings = {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter, "data": check_data(net)}
     run.mkdir(parents=True, exist_ok=True)
     with open(run / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{run}: another process is training in this folder") from None
-        prepare(run, solver, net, {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter})
+        prepare(run, solver, net, settings)
         if (run / "model.caffemodel").exists():
             print(f"{run}: trained already ({solver.max_iter} iterations)")
             return 0

@@ -1,7 +1,28 @@
-"""Reading a Python layer's `param_str`: JSON, every key known, every value of the right type."""
+"""What every Python layer here shares: reading its `param_str`, and errors that a person gets to see. No Caffe."""
 
+import functools
 import json
 import math
+import sys
+
+
+def shown(method):
+    """Print what a layer's method raises, where nobody else will.
+
+    The stock `caffe` binary aborts on a Python exception without a word of it. In an interpreter embedded there,
+    sys.argv is empty; elsewhere the exception reaches the caller and is his to show.
+    """
+
+    @functools.wraps(method)
+    def call(self, *arguments):
+        try:
+            return method(self, *arguments)
+        except Exception as error:
+            if getattr(sys, "argv", None) in (None, [], [""]):
+                print(f"ERROR in {type(self).__name__}.{method.__name__}: {error}", file=sys.stderr, flush=True)
+            raise
+
+    return call
 
 
 def read_param_str(text, layer, **parameters):
