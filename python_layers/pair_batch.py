@@ -131,6 +131,8 @@ class PairBatches:
         channels, height, width = self.images.image_shape
         if not 0 < crop <= min(height, width):
             raise ValueError(f"{lmdb}: holds images of {height}x{width}, so crop must be 1 to {min(height, width)}, not {crop}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, not {seed}")
         self.mean = read_mean(mean_file) if mean_file else None
         if self.mean is not None and self.mean.shape != self.images.image_shape:
             raise ValueError(f"{mean_file}: a mean of {self.mean.shape} for images of {self.images.image_shape} ({lmdb})")

@@ -2,8 +2,8 @@
 
 import caffe
 
-from pair_batch import PairBatches
 from layer_support import read_param_str, shown
+from pair_batch import PairBatches
 
 
 class PairBatchData(caffe.Layer):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from lifted_structured_loss import lifted_structured_loss
 from layer_support import read_param_str
+from lifted_structured_loss import lifted_structured_loss
 
 LOSS_NET = """
 layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 12 dim: 5 {dims} }} }} }}
@@ -131,6 +131,7 @@ def test_data_layer_counter_survives_save_and_load(caffe, tmp_path, small_set):
         ({"lmdb": "/nowhere.lmdb"}, "/nowhere.lmdb: cannot be opened as an LMDB"),
         ({"plan": "/nowhere.npz"}, "/nowhere.npz: cannot be read as a batch plan"),
         ({"mean_file": "/nowhere.binaryproto"}, "/nowhere.binaryproto: cannot be read as a mean file"),
+        ({"seed": -1}, "seed must not be negative, not -1"),
         ({"colour": True}, "PairBatchData: unknown key 'colour'"),
         ({"crop": "14"}, "'crop' in param_str must be a int"),
     ],

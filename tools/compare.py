@@ -5,9 +5,9 @@ python tools/compare.py --metrics runs/demo/lifted_64/seed1/metrics.json --out r
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from data_prep.command import run
 from data_prep.files import written_aside
 
 TITLES = {"raw_pixels": "raw pixels, 16x16", "untrained": "the net, untrained"}
@@ -62,7 +62,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"compare: {error}")
+    run("compare", main)

@@ -8,12 +8,12 @@ Runs without Caffe. Clusters come from faiss k-means, as many as there are class
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import faiss
 import numpy as np
 
+from data_prep.command import run
 from data_prep.files import written_aside
 from tools.features import load_features
 from tools.metrics import nmi, pairwise_f1, recall_at_k
@@ -67,9 +67,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"evaluate: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nevaluate: interrupted; the same command begins it again")
+    run("evaluate", main)

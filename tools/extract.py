@@ -10,7 +10,6 @@ Centre crop, not mirrored, the set's mean subtracted: Caffe's TEST phase.
 import argparse
 import csv
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("GLOG_minloglevel", "2")
@@ -18,6 +17,7 @@ os.environ.setdefault("GLOG_minloglevel", "2")
 import numpy as np
 from tqdm import tqdm
 
+from data_prep.command import run
 from pair_batch import ImageDatabase, centre_crop, read_mean, transform
 from tools.features import save_features
 
@@ -108,9 +108,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"extract: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nextract: interrupted; the same command begins it again")
+    run("extract", main)

@@ -8,7 +8,6 @@ dashed orange frame and a cross (told apart without colour too).
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import faiss
@@ -18,6 +17,7 @@ import numpy as np
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from data_prep.command import run
 from data_prep.files import written_aside
 from data_prep.folder import load_image
 from tools.features import load_features
@@ -89,7 +89,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"figures: {error}")
+    run("figures", main)

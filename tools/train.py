@@ -32,6 +32,7 @@ from caffe_pb2 import NetParameter, SolverParameter, SolverState
 from google.protobuf import text_format
 from tqdm import tqdm
 
+from data_prep.command import run
 from data_prep.files import written_aside
 from lifted_structured_loss import pair_statistics
 from tools.caffe_files import check_weights, read_binary, read_text
@@ -264,7 +265,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"train: {error}")
+    run("train", main)
