@@ -7,8 +7,8 @@ its gradient (equations 5 to 7) and Algorithm 1. The Caffe layer around it is li
 import numpy as np
 
 # Distances come from a matrix product; a pair whose squared distance is below this share of its two squared norms
-# (around the batch's centre) would lose digits that way, and is computed from the difference of its two rows instead.
-# The product's error in float64 is about 1e-15 of the norms, so 1e-8 leaves seven digits of the squared distance.
+# would lose digits that way, and is computed from the difference of its two rows instead. The product's error in
+# float64 is about 1e-15 of the norms, so 1e-8 leaves seven digits of the squared distance.
 CLOSE = 1e-8
 
 # Rows of close pairs that are handled at once: bounds the memory when a whole batch has collapsed.
@@ -50,12 +50,12 @@ def lifted_structured_loss(embeddings, labels, margin=1.0):
     OverflowError
         The loss or its gradient is larger than the dtype can hold (distances beyond 1e19 in float32).
 
-    Both dtypes are computed in float64, around the batch's centre; memory is O(m^2 + m c).
+    Both dtypes are computed in float64; memory is O(m^2 + m c).
     """
-    # 1. Check, centre, scale: distances do not change under a shift, and scale with the embeddings.
+    # 1. Check, and scale by a power of two.
     embeddings, labels = _checked(embeddings, labels, margin)
     shape, dtype = embeddings.shape, embeddings.dtype
-    x, exact, exponent = _centred(embeddings.reshape(shape[0], -1))  # (m, c), (m, c)
+    x, exponent = _scaled(embeddings.reshape(shape[0], -1))  # (m, c)
 
     # 2. The pairs.
     same = labels[:, None] == labels[None, :]  # (m, m)
@@ -65,7 +65,7 @@ def lifted_structured_loss(embeddings, labels, margin=1.0):
         return dtype.type(0), np.zeros(shape, dtype)
 
     # 3. Distances D (line 4 of Algorithm 1), those of close pairs from their differences.
-    unit_distance, close_first, close_second = _distances(x, exact)  # (m, m); (q,), (q,)
+    unit_distance, close_first, close_second = _distances(x)  # (m, m); (q,), (q,)
     distance = np.ldexp(unit_distance, exponent)  # (m, m)
 
     # 4. Per image, the log-sum-exp over its negatives, the largest exponent taken out first.
@@ -98,7 +98,7 @@ def lifted_structured_loss(embeddings, labels, margin=1.0):
     gradient = np.zeros_like(x)  # (m, c)
     for start in range(0, close_first.size, CLOSE_BLOCK):
         i, k = close_first[start : start + CLOSE_BLOCK], close_second[start : start + CLOSE_BLOCK]
-        push = by_distance[i, k][:, None] * _directions(exact[i] - exact[k])  # (block, c)
+        push = by_distance[i, k][:, None] * _directions(x[i] - x[k])  # (block, c)
         np.add.at(gradient, i, push)
         np.subtract.at(gradient, k, push)
     np.fill_diagonal(unit_distance, np.inf)
@@ -116,8 +116,8 @@ def pair_statistics(embeddings, labels, margin=1.0):
     (share of positive pairs with J_ij > 0). None where the batch has no such pair.
     """
     embeddings, labels = _checked(embeddings, labels, margin)
-    x, exact, exponent = _centred(embeddings.reshape(len(embeddings), -1))
-    distance = np.ldexp(_distances(x, exact)[0], exponent)  # (m, m)
+    x, exponent = _scaled(embeddings.reshape(len(embeddings), -1))
+    distance = np.ldexp(_distances(x)[0], exponent)  # (m, m)
     same = labels[:, None] == labels[None, :]
     first, second = np.nonzero(np.triu(same, 1))
     positive, negative = distance[first, second], distance[~same]
@@ -156,27 +156,19 @@ def _checked(embeddings, labels, margin):
     return embeddings, labels
 
 
-def _centred(x):
-    """float64 rows of x (m, c) around their mean, divided by a power of two so that the largest entry is below 1.
+def _scaled(x):
+    """x (m, c) in float64, divided by a power of two so that its entries are below 1; and that power's exponent.
 
-    Returns (those rows, the rows of x divided by the same power but not shifted, the power's exponent). A power of two
-    changes no digit, and the squares of what is left can neither overflow nor vanish; the shift does change digits, so
-    differences of close rows are to be taken from the second.
+    A power of two changes no digit, and squares can neither overflow nor vanish.
     """
-    first = int(np.frexp(np.abs(x).max())[1])
-    if first > 1000:
+    exponent = int(np.frexp(np.abs(x).max())[1])
+    if exponent > 1000:
         raise OverflowError("embeddings beyond 1e300 have distances that float64 cannot hold")
-    scaled = np.ldexp(x.astype(np.float64), -first)  # entries in (-1, 1)
-    centred = scaled - scaled.mean(axis=0)
-    spread = int(np.frexp(np.abs(centred).max())[1])
-    return np.ldexp(centred, -spread), np.ldexp(scaled, -spread), first + spread
+    return np.ldexp(x.astype(np.float64), -exponent), exponent
 
 
-def _distances(x, exact):
-    """Euclidean distances (m, m) between the rows of x, and the close pairs (i, k), i < k, found on the way.
-
-    `exact` has the same rows without the shift (see _centred).
-    """
+def _distances(x):
+    """Euclidean distances (m, m) between the rows of x, and the close pairs (i, k), i < k, found on the way."""
     norm = np.einsum("ij,ij->i", x, x)  # (m,)
     sums = norm[:, None] + norm[None, :]  # (m, m)
     square = sums - 2.0 * (x @ x.T)  # (m, m)
@@ -186,7 +178,7 @@ def _distances(x, exact):
     distance = np.sqrt(square)
     for start in range(0, i.size, CLOSE_BLOCK):
         first, second = i[start : start + CLOSE_BLOCK], k[start : start + CLOSE_BLOCK]
-        distance[first, second] = distance[second, first] = _lengths(exact[first] - exact[second])
+        distance[first, second] = distance[second, first] = _lengths(x[first] - x[second])
     return distance, i, k
 
 

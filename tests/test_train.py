@@ -122,6 +122,8 @@ def test_a_damaged_snapshot_is_passed_over(trained, tmp_path, small_set):
     done = train(solver, tmp_path / "run", "--seed", 5)
     assert done.returncode == 0 and done.stdout.count("passing over a snapshot") == 2
     assert "going on from iteration 20" in done.stdout
+    with open(tmp_path / "run" / "log.csv", newline="") as stream:
+        assert [row["iteration"] for row in csv.DictReader(stream)] == ["10", "20", "30", "40"]
     assert_equal_weights(tmp_path / "run" / "model.caffemodel", trained / "run" / "model.caffemodel")
 
 
