@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -72,4 +73,26 @@ def test_check_says_what_is_wrong(tmp_path, module, message):
     (tmp_path / "caffe" / "__init__.py").write_text(module)
     done = check(tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert __import__("re").search(f"WRONG: .*{message}", done.stdout), done.stdout
+    assert re.search(f"WRONG: .*{message}", done.stdout), done.stdout
+
+
+def test_without_root_or_sudo_it_prints_the_one_line_to_run(tmp_path):
+    """On a machine, faked here by commands on the PATH, where nothing is installed and nobody is root."""
+    for name in ("bash", "dirname", "sed", "sort", "grep", "env"):
+        (tmp_path / name).symlink_to(f"/usr/bin/{name}")
+    for name, body in (("dpkg-query", "exit 1"), ("apt-get", "exit 1"), ("id", "echo 1000")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run([ROOT / "tools" / "env.sh"], env={"PATH": str(tmp_path)}, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL)  # fmt: skip
+    assert done.returncode == 1
+    assert re.search(r"apt-get update && apt-get install -y --no-install-recommends make python3 .*libsnappy-dev\n", done.stderr)
+    (tmp_path / "dpkg-query").unlink()
+    done = subprocess.run([ROOT / "tools" / "env.sh"], env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "no apt" in done.stderr and "Debian 12" in done.stderr
+
+
+def test_readme_names_every_make_target():
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    assert len(targets) > 5 and [target for target in targets if f"| `make {target}" not in readme] == []
