@@ -6,6 +6,10 @@ Classes are split, not images: the test classes are never seen in training. Ever
 when complete, set.json last; called again with the same images and options, it does nothing.
 """
 
+from data_prep.command import run
+
+# isort: split
+
 import argparse
 import csv
 import hashlib
@@ -21,10 +25,10 @@ from caffe_pb2 import BlobProto, Datum
 from tqdm import tqdm
 
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS, make_plan, save_plan
-from data_prep.command import run
-from data_prep.files import require_space, written_aside
+from data_prep.files import locked, require_space, written_aside
 from data_prep.folder import load_image, read_folder
 
+FILES = ("train.lmdb", "test.lmdb", "train.csv", "test.csv", "mean.binaryproto", "pairs.npz")  # of a set, besides set.json
 COMMIT_EVERY = 1000  # images a transaction, as convert_imageset and the authors' writer
 
 
@@ -47,17 +51,20 @@ def split_classes(classes, groups, test_fraction, holdout, seed):
     return tuple(sorted((name for group in part for name in members[group]), key=os.fsencode) for part in (train, test))
 
 
+def lmdb_bytes(images, size):
+    """What an LMDB of so many images takes: each fills whole pages of 4 kB, and the tree comes on top."""
+    return images * (-(-(3 * size * size + 64) // 4096) * 4096 + 256)
+
+
 def write_lmdb(path, items, size, skip_unreadable, title):
     """Write (file, label) `items` as Datums under keys 00000000, 00000001, ... of an LMDB at `path`.
 
     Returns the places in `items` of the images written, and their mean, float64 (3, size, size). Raises ValueError
     after listing all unreadable files, unless they are to be skipped.
     """
-    pages = len(items) * (-(-(3 * size * size + 64) // 4096) * 4096 + 256)
-    require_space(path.parent, pages, f"Images of half the size (--size {size // 2}) need a quarter.")
     total = np.zeros((3, size, size), np.int64)
     written, unreadable = [], []
-    with lmdb.open(str(path), map_size=2 * pages + (64 << 20)) as environment:
+    with lmdb.open(str(path), map_size=2 * lmdb_bytes(len(items), size) + (64 << 20)) as environment:
         transaction = environment.begin(write=True)
         for place, image in enumerate(tqdm(_decoded(items, size), title, len(items), unit="image", mininterval=0.5)):
             if isinstance(image, Exception):
@@ -127,7 +134,7 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
     record = out / "set.json"
     if record.exists():
         made = json.loads(record.read_text())
-        if made["fingerprint"] == fingerprint:
+        if made.get("fingerprint") == fingerprint and all((out / name).exists() for name in FILES):
             print(f"{out}: is made from these images and options already")
             return made
         record.unlink()  # what follows replaces the set: nothing may take it for complete meanwhile
@@ -135,7 +142,7 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
     count = sum(map(len, found.images.values()))
     print(f"{images}: {count:,} images of {len(found.images):,} classes")
     _name("empty class folders", found.empty)
-    _name("files that are no images by their name, ignored", found.ignored)
+    _name("entries that are no images by their name, ignored", found.ignored)
     classes = sorted(found.images, key=os.fsencode)
     label_of = {name: label for label, name in enumerate(classes)}
     parts = dict(zip(("train", "test"), split_classes(classes, groups, test_fraction, holdout, seed)))
@@ -143,8 +150,12 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
         raise ValueError(f"{images}: training needs at least two classes besides the test classes; "
                          f"found {len(classes)} classes in all")  # fmt: skip
 
+    labels = [label_of[name] for name in parts["train"] for _ in found.images[name]]
+    batches, facts = make_plan(labels, batch, seed, max_positive_pairs)  # now, so that what is wrong shows before the work
+
     made = {"name": out.name, "images": str(images), "size": size, "holdout": holdout, "seed": seed, "fingerprint": fingerprint}
     out.mkdir(parents=True, exist_ok=True)
+    require_space(out, lmdb_bytes(count, size), f"Images of half the size (--size {size // 2}) need a quarter.")
     for part, names in parts.items():
         items = [(file, label_of[name]) for name in names for file in found.images[name]]
         labels = [label for _, label in items]
@@ -159,11 +170,13 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
         if part == "train":
             with written_aside(out / "mean.binaryproto") as aside:
                 write_mean(aside, mean)
-            batches, facts = make_plan([labels[place] for place in written], batch, seed, max_positive_pairs)
+            if len(written) < len(labels):  # some were passed over
+                batches, facts = make_plan([labels[place] for place in written], batch, seed, max_positive_pairs)
             with written_aside(out / "pairs.npz") as aside:
                 save_plan(aside, batches, len(written), batch, seed, facts)
             made["plan"] = {"batches": len(batches), "batch": batch, **facts}
             _say_plan(made["plan"], max_positive_pairs)
+    made["content"] = hashlib.sha256(b"".join((out / name).read_bytes() for name in FILES if "lmdb" not in name)).hexdigest()
     with written_aside(record) as aside:
         aside.write_text(json.dumps(made, indent=2) + "\n")
     for part in parts:
@@ -224,7 +237,8 @@ def main():
         parser.error("--size must be positive")
     if arguments["groups"]:
         arguments["groups"] = read_groups(arguments["groups"])
-    build(**{**arguments, "groups": arguments["groups"] or {}})
+    with locked(arguments["out"], "making a set"):
+        build(**{**arguments, "groups": arguments["groups"] or {}})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,26 @@
-"""How every script here ends: an error in words, an interrupt in one line, and an exit status that tells them apart."""
+"""How every script here ends: an error in words, an interrupt in one line, and an exit status that tells them apart.
 
+Import it before anything else: a Ctrl+C during the imports of large libraries then ends in one line too.
+"""
+
+import os
 import sys
 
 
+def _interrupted(kind, value, traceback):
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, value, traceback)
+        return
+    print("\ninterrupted; nothing half made is left, and the same command goes on", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+sys.excepthook = _interrupted
+
+
 def run(name, main):
-    """Call `main` and leave with its status: 1 and a message for an expected error, 130 after Ctrl+C."""
+    """Call `main` and leave with its status, or with 1 and a message for an expected error."""
     try:
-        status = main()
+        sys.exit(main())
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; nothing half made is left, and the same command goes on", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(status)

@@ -5,6 +5,10 @@
 The drawings belong to their vendors and are never committed.
 """
 
+from data_prep.command import run
+
+# isort: split
+
 import csv
 import hashlib
 import re
@@ -16,8 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.command import run
-from data_prep.files import written_aside
+from data_prep.files import locked, written_aside
 
 VERSION = "16.0.0"
 PACKAGES = {  # vendor: (SHA-256 of the packed package, drawings of 64 pixels in it)
@@ -122,13 +125,14 @@ def main():
     images, groups = home / "images", home / "groups.csv"
     if groups.exists() and images.exists():
         return
-    packages = {vendor: fetch(vendor, Path("data/downloads")) for vendor in PACKAGES}
-    with written_aside(images) as aside:
-        names = unpack(packages, aside)
-    with written_aside(groups) as aside, open(aside, "w", newline="") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(["class", "group"])
-        rows.writerows([name, group_of(name)] for name in names)
+    with locked(home, "fetching the images"):
+        packages = {vendor: fetch(vendor, Path("data/downloads")) for vendor in PACKAGES}
+        with written_aside(images) as aside:
+            names = unpack(packages, aside)
+        with written_aside(groups) as aside, open(aside, "w", newline="") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(["class", "group"])
+            rows.writerows([name, group_of(name)] for name in names)
     print(f"{images}: {sum(1 for _ in images.glob('*/*.png')):,} drawings of {len(names):,} emoji "
           f"in {len(set(map(group_of, names))):,} groups")  # fmt: skip
 

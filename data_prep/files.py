@@ -1,6 +1,7 @@
 """Files that appear under their final name only when they are complete, and room for them on the disk."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -18,11 +19,11 @@ def written_aside(path):
     remove(aside)
     try:
         yield aside
-        sync(aside)
+        _sync(aside)
         if path.is_dir():
             remove(path)  # rename replaces a file, but no folder that holds something
         os.replace(aside, path)
-        sync(path.parent)
+        _sync_entry(path.parent)
     finally:
         remove(aside)
 
@@ -35,15 +36,35 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def sync(path):
-    """Write a file, or a folder's entries and the files in it, through to the disk."""
-    for entry in path.iterdir() if path.is_dir() and path.name.startswith(".") else ():
-        sync(entry)
+def _sync(path):
+    """Write a file, or a folder with all it holds, through to the disk."""
+    if path.is_dir():
+        os.sync()  # one call for all disks: a folder of thousands of files would take as many
+    else:
+        _sync_entry(path)
+
+
+def _sync_entry(path):
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder, work):
+    """Hold `folder` (made if missing) for this process; BlockingIOError when another one has it.
+
+    The kernel lets go when the process ends, however it ends. `work` says in the message what the other is doing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{folder}: another process is {work} in this folder; wait for it, or stop it") from None
+        yield
 
 
 def require_space(folder, needed, advice):

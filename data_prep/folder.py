@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
@@ -16,7 +16,7 @@ class Folder:
 
     images: dict[str, list[Path]] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)  # class folders without an image
-    ignored: list[Path] = field(default_factory=list)  # files that are no images by their suffix
+    ignored: list[Path] = field(default_factory=list)  # files that are no images by their suffix, folders in a class
 
 
 def read_folder(path):
@@ -32,9 +32,9 @@ def read_folder(path):
         if not entry.is_dir():
             folder.ignored.append(entry)
             continue
-        files = [file for file in _entries(entry) if file.is_file()]
-        images = [file for file in files if file.suffix.lower() in SUFFIXES]
-        folder.ignored += [file for file in files if file.suffix.lower() not in SUFFIXES]
+        files = _entries(entry)
+        images = [file for file in files if file.is_file() and file.suffix.lower() in SUFFIXES]
+        folder.ignored += sorted(set(files) - set(images))
         if images:
             folder.images[entry.name] = images
         else:
@@ -57,12 +57,13 @@ def load_image(path, size):
     """
     try:
         with Image.open(path) as image:
+            kind = image.format
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):  # 16-bit greyscale: Pillow would clip it, not scale it
-                levels = np.asarray(image, np.float64)
-                if levels.min() < 0 or levels.max() > 65535:
-                    raise ValueError("its grey values are not 16-bit")
-                image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
+            sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
+            if sixteen_bits:  # greyscale: Pillow would clip it, not scale it
+                image = Image.fromarray(np.round(np.asarray(image, np.float64) / 257).astype(np.uint8))
+            if image.mode in ("I", "F"):
+                raise ValueError("its pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")
@@ -70,6 +71,8 @@ def load_image(path, size):
             image = image.convert("RGB")
             if image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BICUBIC)
+    except UnidentifiedImageError:
+        raise ValueError("is no image, or is damaged at its beginning") from None
     except (Image.DecompressionBombError, SyntaxError, EOFError, IndexError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     return np.ascontiguousarray(np.asarray(image)[:, :, ::-1].transpose(2, 0, 1))

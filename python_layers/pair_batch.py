@@ -22,14 +22,12 @@ class SharedEnvironment:
         key = os.path.realpath(path)
         shared = cls.opened.get(key)
         if shared is None:
-            shared = cls.opened[key] = cls()
-            # Read-only and never changed once it has its name: no lock file is needed, and none is written.
-            shared.lmdb = lmdb.open(path, readonly=True, lock=False, create=False)
+            shared = cls.opened[key] = cls(path)
         return shared
 
-    def __del__(self):
-        if hasattr(self, "lmdb"):
-            self.lmdb.close()
+    def __init__(self, path):
+        # Read-only and never changed once it has its name: no lock file is needed, and none is written.
+        self.lmdb = lmdb.open(path, readonly=True, lock=False, create=False)
 
 
 class ImageDatabase:
@@ -117,6 +115,10 @@ def transform(image, mean, crop, top, left, mirrored, out):
         target[...] = image[window]
     else:
         np.subtract(image[window], mean[window], out=target)
+
+
+# What PairBatchData's param_str holds: a default, or the type of what must be given.
+PARAMETERS = {"lmdb": str, "plan": str, "crop": int, "mean_file": "", "mirror": True, "seed": 1}
 
 
 class PairBatches:

@@ -3,7 +3,7 @@
 import caffe
 
 from layer_support import read_param_str, shown
-from pair_batch import PairBatches
+from pair_batch import PARAMETERS, PairBatches
 
 
 class PairBatchData(caffe.Layer):
@@ -43,8 +43,7 @@ class PairBatchData(caffe.Layer):
         """
         if len(bottom) != 0 or len(top) != 2:
             raise ValueError(f"PairBatchData: has no bottom and two tops (data, label), not {len(bottom)} and {len(top)}")
-        parameters = read_param_str(self.param_str, "PairBatchData", lmdb=str, plan=str, crop=int, mean_file="",
-                                    mirror=True, seed=1)  # fmt: skip
+        parameters = read_param_str(self.param_str, "PairBatchData", **PARAMETERS)
         self.batches = PairBatches(random=self.phase == caffe.TRAIN, **parameters)
         self.blobs.add_blob(1)
         self.blobs[0].data[...] = 0

@@ -76,7 +76,7 @@ def write_solver(folder, data_set, dropout=0.0, iterations=40, **fields):
             "mirror": True, "plan": f"{data_set}/pairs.npz", "seed": 1}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "net.prototxt").write_text(NET.format(data=json.dumps(data), dropout=dropout))
-    solver = {"net": f'"{folder}/net.prototxt"', "base_lr": 0.002, "lr_policy": '"fixed"', "momentum": 0.9,
+    solver = {"net": f'"{folder}/net.prototxt"', "base_lr": 0.00001, "lr_policy": '"fixed"', "momentum": 0.9,
               "max_iter": iterations, "display": 10, "snapshot": 0, "random_seed": 1, "solver_mode": "CPU",
               "snapshot_prefix": f'"{folder}/snapshot"', **fields}  # fmt: skip
     (folder / "solver.prototxt").write_text("".join(f"{name}: {value}\n" for name, value in solver.items()))

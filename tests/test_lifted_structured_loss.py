@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -228,14 +229,17 @@ def test_random_batches(batch):
 @settings(max_examples=100, deadline=None)
 @given(batches)
 def test_never_below_the_hard_loss_of_equation_3(batch):
-    """log-sum-exp bounds the maximum of equation 3 from above, pair by pair, and so does the loss."""
+    """log-sum-exp bounds the maximum of equation 3 from above: for each pair, and for the batch."""
     x, y = batch
-    m, hard = len(x), []
+    hard = []
     D = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
-    for i, j, J in literal(x, y)[2]:
-        negatives = [1.0 - D[a][k] for a in (i, j) for k in range(m) if y[k] != y[a]]
-        hard.append(max(0.0, max(negatives) + D[i][j]))
-        assert float(J) >= max(negatives) + D[i][j] - 1e-9
+    for i, j in combinations(range(len(x)), 2):
+        negatives = [k for k in range(len(x)) if y[k] != y[i]]
+        if y[i] == y[j] and negatives:
+            hard.append(max(0.0, D[i][j] + max(1.0 - D[a][k] for a in (i, j) for k in negatives)))
+            # A batch of this pair and its negatives, each of those a class of its own: the loss of one pair.
+            pair = lifted_structured_loss(x[[i, j, *negatives]], [-1, -1, *range(len(negatives))])[0]
+            assert pair >= hard[-1] ** 2 / 2 - 1e-9
     if hard:
         assert lifted_structured_loss(x, y)[0] >= sum(h * h for h in hard) / (2 * len(hard)) - 1e-9
 

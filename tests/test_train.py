@@ -11,11 +11,13 @@ import time
 import numpy as np
 import pytest
 from caffe_pb2 import NetParameter, SolverState
-from conftest import ROOT, build_set, draw_images, stock_caffe, tool, write_solver
+from conftest import ROOT, draw_images, stock_caffe, tool, write_solver
 
 from tools.caffe_files import read_binary
 from tools.features import load_features
 from tools.metrics import recall_at_k
+
+LENGTH = 200
 
 
 def weights(path):
@@ -42,9 +44,9 @@ def train(solver, run, *arguments):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, small_set):
-    """A run of 40 iterations, undisturbed, dropout and all."""
+    """A run of LENGTH iterations, undisturbed, dropout and all."""
     home = tmp_path_factory.mktemp("trained")
-    solver = write_solver(home, small_set, dropout=0.2)
+    solver = write_solver(home, small_set, dropout=0.2, iterations=LENGTH)
     done = train(solver, home / "run", "--seed", 5)
     assert done.returncode == 0, done.stderr
     return home
@@ -53,9 +55,11 @@ def trained(tmp_path_factory, small_set):
 def test_the_loss_falls(trained):
     with open(trained / "run" / "log.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert [int(row["iteration"]) for row in rows] == [10, 20, 30, 40]
-    assert float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
-    assert all(float(row[name]) >= 0 for row in rows for name in ("positive_mean", "negative_min", "active", "images_per_second"))
+    assert [int(row["iteration"]) for row in rows] == list(range(1, LENGTH + 1))
+    first, last = (np.mean([float(row["loss"]) for row in part]) for part in (rows[:10], rows[-10:]))
+    assert 0.05 < last < 0.6 * first  # it learned, and the gradient still changes the weights at the end
+    shown = [row for row in rows if int(row["iteration"]) % 10 == 0]
+    assert all(float(row[name]) >= 0 for row in shown for name in ("positive_mean", "negative_min", "active", "images_per_second"))
 
 
 def test_the_run_folder_tells_what_ran(trained):
@@ -65,13 +69,13 @@ def test_the_run_folder_tells_what_ran(trained):
     assert record["versions"]["caffe"].startswith("BVLC/caffe 99bd997")
     assert '"seed\\": 5' in (run / "train_val.prototxt").read_text()
     assert "random_seed: 5" in (run / "solver.prototxt").read_text()
-    assert weights(run / "model.caffemodel")["pair_batch"][0] == 40  # the batch counter
+    assert weights(run / "model.caffemodel")["pair_batch"][0] == LENGTH  # the batch counter
 
 
 def test_called_again_it_does_nothing(trained):
     before = {path: path.stat().st_mtime_ns for path in (trained / "run").iterdir() if path.name != ".lock"}
     done = train(trained / "solver.prototxt", trained / "run", "--seed", 5)
-    assert done.returncode == 0 and "trained already (40 iterations)" in done.stdout
+    assert done.returncode == 0 and f"trained already ({LENGTH} iterations)" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -82,27 +86,26 @@ def test_other_settings_are_refused(trained):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_and_called_again_equals_undisturbed(trained, tmp_path, small_set, number):
-    """To the bit: weights, solver state, batch counter; dropout, crops and mirrors included. And the log."""
+    """To the bit: weights, solver state, batch counter; dropout, crops and mirrors included. And every logged loss."""
     solver = write_solver(tmp_path, small_set, dropout=0.2, iterations=1000, snapshot=7)
     command = [sys.executable, str(ROOT / "tools/train.py"), "--solver", solver, "--run", tmp_path / "run", "--seed", "5",
-               "--iterations", "40"]  # fmt: skip
+               "--iterations", str(LENGTH)]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(tmp_path / "run" / "snapshot_iter_7.solverstate", process)
     process.send_signal(number)
     out, _ = process.communicate(timeout=120)
-    stopped = process.returncode != 0
-    if stopped:
-        assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
-        assert not (tmp_path / "run" / "model.caffemodel").exists()
-        assert number == signal.SIGKILL or "snapshot saved; the same command goes on" in out
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), out
+    assert not (tmp_path / "run" / "model.caffemodel").exists()
+    assert number == signal.SIGKILL or "snapshot saved; the same command goes on" in out
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert not stopped or "going on from iteration" in done.stdout
+    assert "going on from iteration" in done.stdout
     assert_equal_weights(tmp_path / "run" / "model.caffemodel", trained / "run" / "model.caffemodel")
-    for a, b in zip(*(history(home / "run" / "snapshot_iter_40.solverstate") for home in (tmp_path, trained))):
+    for a, b in zip(*(history(home / "run" / f"snapshot_iter_{LENGTH}.solverstate") for home in (tmp_path, trained))):
         np.testing.assert_array_equal(a, b)
     logs = [list(csv.DictReader(open(home / "run" / "log.csv", newline=""))) for home in (tmp_path, trained)]
-    assert [row["iteration"] for row in logs[0]] == [row["iteration"] for row in logs[1]]
+    same = ("iteration", "loss", "positive_mean", "negative_min", "active")
+    assert [[row[name] for name in same] for row in logs[0]] == [[row[name] for name in same] for row in logs[1]]
 
 
 def wait_for(path, process, seconds=60):
@@ -113,17 +116,17 @@ def wait_for(path, process, seconds=60):
 
 
 def test_a_damaged_snapshot_is_passed_over(trained, tmp_path, small_set):
-    solver = write_solver(tmp_path, small_set, dropout=0.2, snapshot=10)
+    solver = write_solver(tmp_path, small_set, dropout=0.2, snapshot=50, iterations=LENGTH)
     assert train(solver, tmp_path / "run", "--seed", 5).returncode == 0
     (tmp_path / "run" / "model.caffemodel").unlink()
-    for name in ("snapshot_iter_40.solverstate", "snapshot_iter_30.caffemodel"):
+    for name in ("snapshot_iter_200.solverstate", "snapshot_iter_150.caffemodel"):
         path = tmp_path / "run" / name
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     done = train(solver, tmp_path / "run", "--seed", 5)
     assert done.returncode == 0 and done.stdout.count("passing over a snapshot") == 2
-    assert "going on from iteration 20" in done.stdout
+    assert "going on from iteration 100" in done.stdout
     with open(tmp_path / "run" / "log.csv", newline="") as stream:
-        assert [row["iteration"] for row in csv.DictReader(stream)] == ["10", "20", "30", "40"]
+        assert [int(row["iteration"]) for row in csv.DictReader(stream)] == list(range(1, LENGTH + 1))
     assert_equal_weights(tmp_path / "run" / "model.caffemodel", trained / "run" / "model.caffemodel")
 
 
@@ -210,8 +213,9 @@ def test_retrieval_sheet(small_set, tmp_path):
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_diverging_training_stops_with_words_and_keeps_the_last_snapshot(tmp_path, small_set):
-    solver = write_solver(tmp_path, small_set, base_lr=1e6)
+@pytest.mark.parametrize("base_lr", [1e2, 1e6])  # the loss becomes too large for float32; an embedding becomes NaN
+def test_a_diverging_training_stops_with_words_and_keeps_the_last_snapshot(tmp_path, small_set, base_lr):
+    solver = write_solver(tmp_path, small_set, base_lr=base_lr)
     done = train(solver, tmp_path / "run")
     assert done.returncode == 1 and "training stopped at iteration" in done.stderr and "base_lr" in done.stderr
     assert "Traceback" not in done.stderr
@@ -225,6 +229,17 @@ def test_what_is_missing_is_named_with_the_next_command(tmp_path, small_set):
     assert not (tmp_path / "run").exists()
     done = train(tmp_path / "none.prototxt", tmp_path / "run")
     assert done.returncode == 1 and "none.prototxt: no such file" in done.stderr
+    solver = write_solver(tmp_path, small_set)
+    net = tmp_path / "net.prototxt"
+    text = net.read_text()
+    for old, new, message in (
+        ('"lmdb"', '"lmbd"', "unknown key 'lmbd'"),
+        ('{"crop"', '["crop"', "is not JSON"),
+        ('top: "loss"', 'top: "lost"', "has no blob 'loss'; a net trained here has fc_embedding, label, loss"),
+    ):
+        net.write_text(text.replace(old, new))
+        done = train(solver, tmp_path / "run")
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     solver.write_text("net: 3")
     done = train(solver, tmp_path / "run")
     assert done.returncode == 1 and "is not a SolverParameter" in done.stderr
@@ -252,8 +267,16 @@ def test_a_layer_whose_module_is_missing_shows_the_real_error(tmp_path, small_se
 
 
 def test_own_folder_end_to_end(tmp_path):
-    """The commands of the README's section on a folder of one's own, start to finish."""
-    draw_images(tmp_path / "images", 10, 5)
-    build_set(tmp_path / "images", tmp_path / "set")
-    solver = write_solver(tmp_path, tmp_path / "set", iterations=5)
-    assert train(solver, tmp_path / "run").returncode == 0
+    """The commands of the README's section on a folder of one's own: the demo's net on another set, three iterations."""
+    draw_images(tmp_path / "photos", 12, 8, side=40)
+    done = tool("data_prep/build_set.py", "--images", tmp_path / "photos", "--out", tmp_path / "shoes", "--size", 64)
+    assert done.returncode == 0, done.stderr
+    run, nets = tmp_path / "run", ROOT / "prototxt" / "demo" / "lifted_64"
+    done = train(nets / "solver.prototxt", run, "--set", tmp_path / "shoes", "--iterations", 3)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/shoes/pairs.npz" in (run / "train_val.prototxt").read_text()
+    extract = ("--set", tmp_path / "shoes", "--net", nets / "deploy.prototxt", "--weights", run / "model.caffemodel")
+    done = tool("tools/extract.py", *extract, "--out", run / "features.npz")
+    assert done.returncode == 0 and load_features(run / "features.npz")[0].shape == (48, 64)
+    done = tool("tools/extract.py", *extract, "--out", run / "never.npz", "--blob", "fc")
+    assert done.returncode == 1 and "has no blob 'fc'; it has data, scaled, conv1" in done.stderr

@@ -20,8 +20,9 @@ def problem_with_caffe():
         caffe = importlib.import_module("caffe")
     except Exception as error:  # a library that was built for something else fails in many ways
         text = f"{type(error).__name__}: {error}"
-        if isinstance(error, ModuleNotFoundError) and error.name == "caffe":
-            return f"there is no pycaffe on Python's path. {AGAIN}"
+        if isinstance(error, ModuleNotFoundError):
+            missing = "pycaffe" if error.name == "caffe" else f"the library {error.name!r}, which pycaffe imports,"
+            return f"{missing} is not on Python's path. {AGAIN}"
         if "numpy" in text.lower() or "multiarray" in text or "_ARRAY_API" in text:
             return (f"pycaffe was compiled for another numpy than the {version('numpy')} here ({text}). Compile it again: "
                     "remove .caffe/caffe and call `make env`")  # fmt: skip

@@ -3,11 +3,14 @@
 python tools/compare.py --metrics runs/demo/lifted_64/seed1/metrics.json --out report.md
 """
 
+from data_prep.command import run
+
+# isort: split
+
 import argparse
 import json
 from pathlib import Path
 
-from data_prep.command import run
 from data_prep.files import written_aside
 
 TITLES = {"raw_pixels": "raw pixels, 16x16", "untrained": "the net, untrained"}

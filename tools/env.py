@@ -126,7 +126,9 @@ def make_venv():
 
 def mirrors():
     """The addresses of the Debian archives that this machine's own apt uses, security archives last."""
-    lines = subprocess.check_output(["apt-get", "indextargets", "--format", "$(REPO_URI)"], text=True).split()
+    # Without ReleaseInfo a machine whose package lists were never fetched, or were removed, shows its archives too.
+    lines = subprocess.check_output(["apt-get", "-o", "APT::Get::IndexTargets::ReleaseInfo=false", "indextargets",
+                                     "--format", "$(REPO_URI)"], text=True).split()  # fmt: skip
     return sorted(dict.fromkeys(lines), key=lambda uri: "security" in uri)
 
 
@@ -144,7 +146,7 @@ def fetch_source(mirror):
     private = CAFFE_HOME / "apt"
     log = CAFFE_HOME / "fetch.log"
     log.unlink(missing_ok=True)
-    failure = None
+    failure = "apt knows no archive here."
     for uri in [mirror] if mirror else mirrors():
         shutil.rmtree(private, ignore_errors=True)
         for folder in ("lists/partial", "cache/archives/partial"):
@@ -280,7 +282,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except Failure as error:
+    except (Failure, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"make env: {error}")
     except KeyboardInterrupt:
         sys.exit("\nmake env: interrupted; the same command goes on")

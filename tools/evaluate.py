@@ -6,6 +6,10 @@
 Runs without Caffe. Clusters come from faiss k-means, as many as there are classes.
 """
 
+from data_prep.command import run
+
+# isort: split
+
 import argparse
 import json
 from pathlib import Path
@@ -13,7 +17,6 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from data_prep.command import run
 from data_prep.files import written_aside
 from tools.features import load_features
 from tools.metrics import nmi, pairwise_f1, recall_at_k

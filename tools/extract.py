@@ -7,6 +7,10 @@
 Centre crop, not mirrored, the set's mean subtracted: Caffe's TEST phase.
 """
 
+from data_prep.command import run
+
+# isort: split
+
 import argparse
 import csv
 import os
@@ -17,7 +21,6 @@ os.environ.setdefault("GLOG_minloglevel", "2")
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.command import run
 from pair_batch import ImageDatabase, centre_crop, read_mean, transform
 from tools.features import save_features
 
@@ -57,6 +60,8 @@ def extract_embeddings(images, deploy, weights, mean, blob):
     net = caffe.Net(str(deploy), caffe.TEST)
     check_weights(net, weights)
     net.copy_from(str(weights))
+    if lacking := [name for name in ("data", blob) if name not in net.blobs]:
+        raise ValueError(f"{deploy}: has no blob {lacking[0]!r}; it has {', '.join(net.blobs)}")
     crop = net.blobs["data"].data.shape[-1]
     channels, height, width = images.image_shape
     if mean.shape != images.image_shape or crop > min(height, width):

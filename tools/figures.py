@@ -6,6 +6,10 @@ Draws queries, taken at random, and their nearest neighbours: a right one has a 
 dashed orange frame and a cross (told apart without colour too).
 """
 
+from data_prep.command import run
+
+# isort: split
+
 import argparse
 import json
 from pathlib import Path
@@ -17,7 +21,6 @@ import numpy as np
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from data_prep.command import run
 from data_prep.files import written_aside
 from data_prep.folder import load_image
 from tools.features import load_features

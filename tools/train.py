@@ -7,14 +7,17 @@ current iteration, save a snapshot, and exit with status 130 or 143. The run fol
 
     solver.prototxt, train_val.prototxt   exactly what ran; stock `caffe train` takes them too
     run.json                              arguments, versions, BLAS
-    log.csv                               loss and pair distances, a row every `display` iterations
+    log.csv                               loss of every iteration, pair distances every `display`
     snapshot_iter_N.{caffemodel,solverstate}; N = 0 is the untrained net
     model.caffemodel                      the final weights; there only when training is complete
 """
 
+from data_prep.command import run
+
+# isort: split
+
 import argparse
 import csv
-import fcntl
 import importlib
 import json
 import os
@@ -23,6 +26,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Caffe's errors only, not its net listings
 
@@ -32,13 +36,15 @@ from caffe_pb2 import NetParameter, SolverParameter, SolverState
 from google.protobuf import text_format
 from tqdm import tqdm
 
-from data_prep.command import run
-from data_prep.files import written_aside
+from data_prep.files import locked, written_aside
+from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
+from pair_batch import PARAMETERS
 from tools.caffe_files import check_weights, read_binary, read_text
 from tools.versions import versions
 
 DATA_FILES = ("lmdb", "plan", "mean_file")  # what PairBatchData's param_str names
+WATCHED = ("fc_embedding", "label", "loss")  # blobs that a net must have to be shown while it trains
 STATISTICS = ("positive_min", "positive_mean", "positive_max", "negative_min", "active")
 
 
@@ -46,15 +52,20 @@ def run_files(solver_path, run, seed, iterations, data_set):
     """The run's own solver and net, messages, with seed, iterations, folder and data set written in."""
     solver = read_text(solver_path, SolverParameter())
     net = read_text(solver.net, NetParameter())
+    tops = {top for layer in net.layer for top in layer.top}
+    if lacking := [blob for blob in WATCHED if blob not in tops]:
+        raise ValueError(f"{solver.net}: has no blob {lacking[0]!r}; a net trained here has {', '.join(WATCHED)}")
     for layer in net.layer:
-        if layer.type == "Python" and layer.python_param.layer == "PairBatchData":
-            parameters = {**json.loads(layer.python_param.param_str), "seed": seed}
+        if layer.python_param.layer == "PairBatchData":
+            given = read_param_str(layer.python_param.param_str, f"{solver.net}: layer {layer.name!r}", **PARAMETERS)
+            parameters = {**given, "seed": seed}
             if data_set:
                 parameters |= {name: str(data_set / Path(parameters[name]).name) for name in DATA_FILES if parameters.get(name)}
             layer.python_param.param_str = json.dumps(parameters, sort_keys=True)
     solver.net = str(run / "train_val.prototxt")
     solver.random_seed = seed
     solver.max_iter = iterations or solver.max_iter
+    solver.display = solver.display or 20
     solver.snapshot_prefix = str(run / "snapshot")
     return solver, net
 
@@ -62,10 +73,10 @@ def run_files(solver_path, run, seed, iterations, data_set):
 def check_data(net):
     """Raise ValueError for a data file that a layer names and that is not there; import each Python layer's module.
 
-    Caffe aborts on the first, and shows only `SystemError` where an import fails. Returns the fingerprints of the
-    sets that are read, from their set.json.
+    Caffe aborts on the first, and shows only `SystemError` where an import fails. Returns what identifies the content
+    of the sets that are read, from their set.json.
     """
-    fingerprints = {}
+    contents = {}
     for layer in net.layer:
         if layer.type != "Python":
             continue
@@ -79,8 +90,8 @@ def check_data(net):
                                      "python data_prep/build_set.py a folder's")  # fmt: skip
             record = Path(parameters["lmdb"]).parent / "set.json"
             if record.exists():
-                fingerprints[str(record.parent)] = json.loads(record.read_text())["fingerprint"]
-    return fingerprints
+                contents[str(record.parent)] = json.loads(record.read_text())["content"]
+    return contents
 
 
 def prepare(run, solver, net, settings):
@@ -97,9 +108,10 @@ def prepare(run, solver, net, settings):
         if changed:
             raise ValueError(f"{run}: was begun with other settings:\n" + "\n".join(changed) +
                              "\nCall it with those, name another run (RUN=name), or remove the folder.")  # fmt: skip
-        if earlier["versions"] != versions():
-            print(f"{run}: was begun with another build or number of threads; the last digits will differ from an "
-                  "undisturbed run's")  # fmt: skip
+        now = versions()
+        if changed := [name for name in ("python", "numpy", "caffe", "caffe_blas") if earlier["versions"].get(name) != now[name]]:
+            print(f"{run}: was begun with another {', '.join(changed)} (run.json tells which); the last digits will differ "
+                  "from an undisturbed run's")  # fmt: skip
         return
     for name, text in texts.items():
         with written_aside(run / name) as aside:
@@ -148,9 +160,9 @@ class Snapshots:
 
 
 class Log:
-    """log.csv: a header, then a row every `display` iterations; rows after the iteration gone on from are dropped."""
+    """log.csv: a row an iteration, with distances every `display`; rows after the one gone on from are dropped."""
 
-    fields = ("iteration", "loss", *STATISTICS, "images_per_second")
+    fields: ClassVar = ("iteration", "loss", *STATISTICS, "images_per_second")
 
     def __init__(self, path, iteration):
         kept = []
@@ -164,7 +176,7 @@ class Log:
         self.stream = open(path, "a", newline="")
         self.rows = csv.DictWriter(self.stream, self.fields)
 
-    def write(self, **row):
+    def write(self, row):
         self.rows.writerow(row)
         self.stream.flush()
 
@@ -199,24 +211,25 @@ def train(run, solver_message, seed):
 
     net = solver.net
     batch = net.blobs["label"].count
-    losses, since = [], time.perf_counter()
+    losses, since = [], time.perf_counter()  # of the iterations since the last display
     bar = tqdm(total=working.max_iter, initial=solver.iter, desc="training", unit="it", mininterval=0.5)
     while solver.iter < working.max_iter and not received:
         caffe.set_random_seed(seed_of(seed, solver.iter))
         try:
             solver.step(1)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"training stopped at iteration {solver.iter}, before its update: {error}\n"
                              "The last snapshot is kept. A smaller base_lr usually helps.") from None  # fmt: skip
         bar.update()
         losses.append(float(net.blobs["loss"].data))
+        row = {"iteration": solver.iter, "loss": losses[-1]}
         if solver.iter % solver_message.display == 0 or solver.iter == working.max_iter:
             statistics = pair_statistics(net.blobs["fc_embedding"].data, net.blobs["label"].data)
             rate = len(losses) * batch / (time.perf_counter() - since)
-            loss = float(np.mean(losses))
-            log.write(iteration=solver.iter, loss=loss, images_per_second=round(rate, 1), **statistics)
-            bar.set_postfix_str(_postfix(loss, rate, statistics))
+            bar.set_postfix_str(_postfix(np.mean(losses), rate, statistics))
+            row |= {**statistics, "images_per_second": round(rate, 1)}
             losses, since = [], time.perf_counter()
+        log.write(row)
         if solver_message.snapshot and solver.iter % solver_message.snapshot == 0 and solver.iter < working.max_iter:
             snapshots.save()
     bar.close()
@@ -250,12 +263,7 @@ def main():
     run = arguments.run
     solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations, arguments.set)
     settings = {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter, "data": check_data(net)}
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{run}: another process is training in this folder") from None
+    with locked(run, "training"):
         prepare(run, solver, net, settings)
         if (run / "model.caffemodel").exists():
             print(f"{run}: trained already ({solver.max_iter} iterations)")
