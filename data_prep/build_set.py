@@ -25,7 +25,7 @@ from caffe_pb2 import BlobProto, Datum
 from tqdm import tqdm
 
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS, make_plan, save_plan
-from data_prep.files import locked, require_space, written_aside
+from data_prep.files import locked, read_record, require_space, written_aside
 from data_prep.folder import load_image, read_folder
 
 FILES = ("train.lmdb", "test.lmdb", "train.csv", "test.csv", "mean.binaryproto", "pairs.npz")  # of a set, besides set.json
@@ -84,7 +84,9 @@ def write_lmdb(path, items, size, skip_unreadable, title):
             raise ValueError(f"{len(unreadable)} of {len(items)} files cannot be read as images:\n{names}\n"
                              "Mend or remove them, or pass over them with --skip-unreadable.")  # fmt: skip
         print(f"passed over {len(unreadable)} unreadable files:\n{names}")
-    return written, total / max(1, len(written))
+    if not written:
+        raise ValueError(f"none of the {len(items)} files for {title} can be read as an image")
+    return written, total / len(written)
 
 
 def _decoded(items, size):
@@ -120,25 +122,27 @@ def describe(classes, labels, written):
     return {"images": len(written), "classes": int(ids.size), "singletons": [classes[i] for i in ids[counts == 1]]}
 
 
-def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_positive_pairs, skip_unreadable):
-    """Make data/<set> as the module says; returns what set.json holds."""
-    found = read_folder(images)
-    options = {"size": size, "groups": groups, "test_fraction": test_fraction, "holdout": holdout, "seed": seed,
-               "batch": batch, "max_positive_pairs": max_positive_pairs, "skip_unreadable": skip_unreadable}  # fmt: skip
+def fingerprint_of(found, images, options):
+    """Changes with the options and with any file's name, size or time of change."""
     listing = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for files in found.images.values():
         for file in files:
             status = file.stat()
             listing.update(b"%s\0%d\0%d\0" % (os.fsencode(file.relative_to(images)), status.st_size, status.st_mtime_ns))
-    fingerprint = listing.hexdigest()
-    record = out / "set.json"
-    if record.exists():
-        made = json.loads(record.read_text())
-        if made.get("fingerprint") == fingerprint and all((out / name).exists() for name in FILES):
-            print(f"{out}: is made from these images and options already")
-            return made
-        record.unlink()  # what follows replaces the set: nothing may take it for complete meanwhile
+    return listing.hexdigest()
 
+
+def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_positive_pairs, skip_unreadable):
+    """Make data/<set> as the module says; returns what set.json holds."""
+    found = read_folder(images)
+    options = {"size": size, "groups": groups, "test_fraction": test_fraction, "holdout": holdout, "seed": seed,
+               "batch": batch, "max_positive_pairs": max_positive_pairs, "skip_unreadable": skip_unreadable}  # fmt: skip
+    fingerprint = fingerprint_of(found, images, options)
+    record = out / "set.json"
+    made = read_record(record)
+    if made.get("fingerprint") == fingerprint and all((out / name).exists() for name in FILES):
+        print(f"{out}: is made from these images and options already")
+        return made
     count = sum(map(len, found.images.values()))
     print(f"{images}: {count:,} images of {len(found.images):,} classes")
     _name("empty class folders", found.empty)
@@ -155,6 +159,7 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
 
     made = {"name": out.name, "images": str(images), "size": size, "holdout": holdout, "seed": seed, "fingerprint": fingerprint}
     out.mkdir(parents=True, exist_ok=True)
+    record.unlink(missing_ok=True)  # what follows replaces the set: nothing may take it for complete meanwhile
     require_space(out, lmdb_bytes(count, size), f"Images of half the size (--size {size // 2}) need a quarter.")
     for part, names in parts.items():
         items = [(file, label_of[name]) for name in names for file in found.images[name]]

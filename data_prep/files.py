@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from pathlib import Path
@@ -65,6 +66,14 @@ def locked(folder, work):
         except BlockingIOError:
             raise BlockingIOError(f"{folder}: another process is {work} in this folder; wait for it, or stop it") from None
         yield
+
+
+def read_record(path):
+    """The JSON object in the file `path`, or an empty one when the file is missing or damaged."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def require_space(folder, needed, advice):

@@ -11,7 +11,6 @@ from data_prep.command import run
 # isort: split
 
 import argparse
-import json
 from pathlib import Path
 
 import faiss
@@ -21,7 +20,7 @@ import numpy as np
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from data_prep.files import written_aside
+from data_prep.files import read_record, written_aside
 from data_prep.folder import load_image
 from tools.features import load_features
 
@@ -72,13 +71,16 @@ def main():
     parser.add_argument("--features", type=Path, required=True, help="features.npz of its test part")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
     parser.add_argument("--queries", type=int, default=12, help="rows of the sheet (default 12)")
-    parser.add_argument("--neighbours", type=int, default=8, help="neighbours of each (default 8)")
+    parser.add_argument("--neighbours", type=int, default=5, help="neighbours of each (default 5)")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of queries (default 1)")
     arguments = parser.parse_args()
     features, labels, paths = load_features(arguments.features)
     if len(labels) <= arguments.neighbours:
         raise ValueError(f"{arguments.features}: has {len(labels)} images, too few for {arguments.neighbours} neighbours")
-    home = json.loads((arguments.set / "set.json").read_text())
+    home = read_record(arguments.set / "set.json")
+    if not home:
+        raise ValueError(f"{arguments.set}/set.json: is missing or damaged; make data-demo makes the demo set, "
+                         "data_prep/build_set.py any other")  # fmt: skip
 
     def image(place):
         return load_image(Path(home["images"]) / paths[place], home["size"])[::-1].transpose(1, 2, 0)

@@ -36,7 +36,7 @@ from caffe_pb2 import NetParameter, SolverParameter, SolverState
 from google.protobuf import text_format
 from tqdm import tqdm
 
-from data_prep.files import locked, written_aside
+from data_prep.files import locked, read_record, written_aside
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
@@ -88,9 +88,8 @@ def check_data(net):
                 if path and not Path(path).exists():
                     raise ValueError(f"{path}: not there (layer {layer.name!r}, {name}); make data-demo makes the demo's, "
                                      "python data_prep/build_set.py a folder's")  # fmt: skip
-            record = Path(parameters["lmdb"]).parent / "set.json"
-            if record.exists():
-                contents[str(record.parent)] = json.loads(record.read_text())["content"]
+            folder = Path(parameters["lmdb"]).parent
+            contents[str(folder)] = read_record(folder / "set.json").get("content")
     return contents
 
 
