@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,12 @@ def tool(script, *arguments, **options):
     """Run one of the project's scripts as a person would; returns the finished process with its output as text."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(command, cwd=options.pop("cwd", ROOT), text=True, capture_output=True, timeout=300, **options)
+
+
+def start(command):
+    """Start a command to be interrupted; Ctrl+C reaches it also where these tests run in the background."""
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
 
 def stock_caffe(*arguments, cwd=ROOT):

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, build_set, draw_images, tool
+from conftest import ROOT, build_set, draw_images, start, tool
 from PIL import Image
 
 from data_prep.build_set import split_classes
@@ -198,7 +198,7 @@ def test_strange_names(tmp_path):
 def test_interrupted_then_called_again(tmp_path, number):
     images = draw_images(tmp_path / "images", 20, 20, side=200)
     command = [sys.executable, str(ROOT / "data_prep/build_set.py"), "--images", images, "--out", tmp_path / "set", "--size", "256"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = start(command)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "set").glob(".*partial*")) and time.monotonic() < deadline:
         time.sleep(0.01)

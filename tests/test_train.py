@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from caffe_pb2 import NetParameter, SolverState
-from conftest import ROOT, draw_images, stock_caffe, tool, write_solver
+from conftest import ROOT, draw_images, start, stock_caffe, tool, write_solver
 
 from tools.caffe_files import read_binary
 from tools.features import load_features
@@ -90,7 +90,7 @@ def test_stopped_and_called_again_equals_undisturbed(trained, tmp_path, small_se
     solver = write_solver(tmp_path, small_set, dropout=0.2, iterations=1000, snapshot=7)
     command = [sys.executable, str(ROOT / "tools/train.py"), "--solver", solver, "--run", tmp_path / "run", "--seed", "5",
                "--iterations", str(LENGTH)]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start(command)
     wait_for(tmp_path / "run" / "snapshot_iter_7.solverstate", process)
     process.send_signal(number)
     out, _ = process.communicate(timeout=120)
@@ -248,7 +248,7 @@ def test_what_is_missing_is_named_with_the_next_command(tmp_path, small_set):
 def test_two_trainings_in_one_folder(tmp_path, small_set):
     solver = write_solver(tmp_path, small_set, iterations=100000)
     command = [sys.executable, str(ROOT / "tools/train.py"), "--solver", solver, "--run", tmp_path / "run"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start(command)
     try:
         wait_for(tmp_path / "run" / "snapshot_iter_0.solverstate", process)
         done = train(solver, tmp_path / "run")
