@@ -257,7 +257,7 @@ def main():
     parser.add_argument("--set", type=Path, help="folder of another set, instead of the one that the net names")
     parser.add_argument("--iterations", type=int, help="instead of the solver's max_iter")
     arguments = parser.parse_args()
-    if arguments.seed < 0 or (arguments.iterations or 1) < 1:
+    if arguments.seed < 0 or (arguments.iterations is not None and arguments.iterations < 1):
         parser.error("--seed must not be negative, --iterations must be positive")
     run = arguments.run
     solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations, arguments.set)
