@@ -11,6 +11,9 @@ import numpy as np
 # float64 is about 1e-15 of the norms, so 1e-8 leaves seven digits of the squared distance.
 CLOSE = 1e-8
 
+# So is a pair whose squared distance is this small: it nears float64's end, where squares have few digits left.
+TINY = 1e-280
+
 # Rows of close pairs that are handled at once: bounds the memory when a whole batch has collapsed.
 CLOSE_BLOCK = 4096
 
@@ -172,7 +175,7 @@ def _distances(x):
     norm = np.einsum("ij,ij->i", x, x)  # (m,)
     sums = norm[:, None] + norm[None, :]  # (m, m)
     square = sums - 2.0 * (x @ x.T)  # (m, m)
-    i, k = np.nonzero(np.triu(square <= CLOSE * sums, 1))  # (q,), (q,)
+    i, k = np.nonzero(np.triu(square <= np.maximum(CLOSE * sums, TINY), 1))  # (q,), (q,)
     np.maximum(square, 0.0, out=square)
     np.fill_diagonal(square, 0.0)
     distance = np.sqrt(square)

@@ -147,6 +147,11 @@ def test_any_scale_without_overflow(scale):
         lifted_structured_loss(x.astype(np.float64) * 1e-300, y)
 
 
+@pytest.mark.parametrize("tiny", [1e-161, 1e-300])
+def test_a_distance_whose_square_underflows(tiny):
+    assert_close(np.array([[tiny], [0.0], [1.0]]), np.array([0, 1, 1]), 1e-12, 1e-12)
+
+
 def test_a_loss_beyond_the_dtype_is_an_error():
     x, y = random_batch(8, 4, 2, spread=1.0)
     with pytest.raises(OverflowError, match="the loss is larger than float32 can hold"):
