@@ -15,7 +15,7 @@ ITERS ?=
 # A Debian archive to fetch Caffe's source from, instead of the machine's own.
 MIRROR ?=
 
-SET := demo$(if $(HOLDOUT),_holdout)
+SET := demo$(if $(filter 1,$(HOLDOUT)),_holdout)
 DEMO := runs/$(SET)/lifted_64
 DEMO_RUN := $(DEMO)/$(RUN)
 DEMO_NET := prototxt/demo/lifted_64
@@ -44,7 +44,7 @@ prototxt: env ## write the committed nets and solvers again from their definitio
 
 data-demo: env ## fetch the demo's images and make their LMDBs and batch plan
 	@$(PYTHON) data_prep/demo_images.py
-	@$(PYTHON) data_prep/build_set.py --images data/demo/images --groups data/demo/groups.csv --size 64 --out data/$(SET) $(if $(HOLDOUT),--holdout 0.1)
+	@$(PYTHON) data_prep/build_set.py --images data/demo/images --groups data/demo/groups.csv --size 64 --out data/$(SET) $(if $(filter 1,$(HOLDOUT)),--holdout 0.1)
 	@mkdir -p $(DEMO)/caffe # stock `caffe train` aborts when the folder of its snapshots is missing
 
 # The demo's matrices are small: with two threads OpenBLAS takes half as long again as with one.
@@ -61,10 +61,10 @@ demo: train-demo ## the whole job on the demo's images: train, extract, score, c
 runs/$(SET)/raw_pixels.npz: data/$(SET)/set.json
 	@$(PYTHON) tools/extract.py --set data/$(SET) --pixels 16 --out $@
 
-$(DEMO_RUN)/features.npz: $(DEMO_RUN)/model.caffemodel $(DEMO_NET)/deploy.prototxt
+$(DEMO_RUN)/features.npz: $(DEMO_RUN)/model.caffemodel $(DEMO_NET)/deploy.prototxt data/$(SET)/set.json
 	@$(PYTHON) tools/extract.py --set data/$(SET) --net $(DEMO_NET)/deploy.prototxt --weights $< --out $@
 
-$(DEMO_RUN)/features_untrained.npz: $(DEMO_RUN)/model.caffemodel $(DEMO_NET)/deploy.prototxt
+$(DEMO_RUN)/features_untrained.npz: $(DEMO_RUN)/model.caffemodel $(DEMO_NET)/deploy.prototxt data/$(SET)/set.json
 	@$(PYTHON) tools/extract.py --set data/$(SET) --net $(DEMO_NET)/deploy.prototxt --weights $(DEMO_RUN)/snapshot_iter_0.caffemodel --out $@
 
 $(DEMO_RUN)/metrics.json: $(DEMO_RUN)/features.npz $(DEMO_RUN)/features_untrained.npz runs/$(SET)/raw_pixels.npz

