@@ -16,6 +16,8 @@ def _interrupted(kind, value, traceback):
 
 
 sys.excepthook = _interrupted
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 can be printed
 
 
 def run(name, main):

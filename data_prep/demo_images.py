@@ -98,8 +98,9 @@ def fetch(vendor, downloads):
     folder = downloads / f".{package}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    done = subprocess.run([*npm_command(), "pack", "--silent", f"{package}@{VERSION}"], cwd=folder, text=True,
-                          capture_output=True)  # fmt: skip
+    # A cache of its own, removed with the folder: npm would keep a second copy of everything otherwise.
+    pack = [*npm_command(), "pack", "--silent", "--cache", str(folder.resolve() / "cache"), f"{package}@{VERSION}"]
+    done = subprocess.run(pack, cwd=folder, text=True, capture_output=True)
     if done.returncode or not (folder / path.name).exists():
         raise OSError(f"npm pack {package}@{VERSION} failed:\n{done.stderr.strip()}\nTry again when npm's registry can "
                       f"be reached, or put the packed package at {path}")  # fmt: skip
@@ -107,7 +108,7 @@ def fetch(vendor, downloads):
     if found != digest:
         raise OSError(f"{package} {VERSION}: expected SHA-256 {digest}, found {found}; the package was changed, it is not used")
     (folder / path.name).replace(path)
-    folder.rmdir()
+    shutil.rmtree(folder)
     return path
 
 

@@ -5,8 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+# How to turn an image upright, by the EXIF tag that says how the camera was held.
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
 
@@ -58,7 +69,9 @@ def load_image(path, size):
     try:
         with Image.open(path) as image:
             kind = image.format
-            image = ImageOps.exif_transpose(image)
+            turn = TURNS.get(image.getexif().get(ORIENTATION))
+            if turn is not None:
+                image = image.transpose(turn)
             sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
             if sixteen_bits:  # greyscale: Pillow would clip it, not scale it
                 image = Image.fromarray(np.round(np.asarray(image, np.float64) / 257).astype(np.uint8))
@@ -73,6 +86,8 @@ def load_image(path, size):
                 image = image.resize((size, size), Image.Resampling.BICUBIC)
     except UnidentifiedImageError:
         raise ValueError("is no image, or is damaged at its beginning") from None
-    except (Image.DecompressionBombError, SyntaxError, EOFError, IndexError, TypeError) as error:
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # damaged files come out of the decoders in many ways
         raise ValueError(f"{type(error).__name__}: {error}") from None
     return np.ascontiguousarray(np.asarray(image)[:, :, ::-1].transpose(2, 0, 1))

@@ -10,6 +10,7 @@ from typing import ClassVar
 import lmdb
 import numpy as np
 from caffe_pb2 import BlobProto, Datum
+from google.protobuf.message import DecodeError
 
 
 class SharedEnvironment:
@@ -40,10 +41,10 @@ class ImageDatabase:
         self.path = path
         try:
             self.environment = SharedEnvironment.of(path)
+            self.transaction = self.environment.lmdb.begin(buffers=True)
+            self.keys = [bytes(key) for key in self.transaction.cursor().iternext(keys=True, values=False)]
         except lmdb.Error as error:
             raise ValueError(f"{path}: cannot be opened as an LMDB ({error}); data_prep writes one (make data-demo)") from None
-        self.transaction = self.environment.lmdb.begin(buffers=True)
-        self.keys = [bytes(key) for key in self.transaction.cursor().iternext(keys=True, values=False)]
         if not self.keys:
             raise ValueError(f"{path}: the LMDB is empty")
         self.datum = Datum()
@@ -56,7 +57,10 @@ class ImageDatabase:
 
     def read(self, index):
         """(image (channels, height, width) uint8, label) of the index-th key."""
-        self.datum.ParseFromString(self.transaction.get(self.keys[index]))
+        try:
+            self.datum.ParseFromString(self.transaction.get(self.keys[index]))
+        except DecodeError:
+            raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} holds no Datum of Caffe") from None
         datum = self.datum
         shape = (datum.channels, datum.height, datum.width)
         if datum.encoded or len(datum.data) != shape[0] * shape[1] * shape[2] or not datum.data:
@@ -74,7 +78,7 @@ def read_mean(path):
     try:
         with open(path, "rb") as stream:
             blob.ParseFromString(stream.read())
-    except Exception as error:  # protobuf's DecodeError is no subclass of ValueError
+    except (OSError, DecodeError) as error:
         raise ValueError(f"{path}: cannot be read as a mean file ({error}); data_prep writes one (make data-demo)") from None
     legacy = (blob.num, blob.channels, blob.height, blob.width)
     shape = tuple(blob.shape.dim) or legacy

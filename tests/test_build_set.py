@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, build_set, draw_images, start, tool
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_prep.build_set import split_classes
 from data_prep.files import locked, require_space, written_aside
@@ -142,6 +143,28 @@ def test_load_image_other_kinds(tmp_path):
     assert turned[:, :3].min() > 200 and turned[:, 5:].max() < 50
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_load_image_orientations_are_pillows(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))[:, :, ::-1].transpose(2, 0, 1)
+    np.testing.assert_array_equal(load_image(tmp_path / "turned.png", 6), expected)
+
+
+@pytest.mark.parametrize("error", [struct.error("required argument is not an integer"), AttributeError("encode")])
+def test_load_image_says_value_error_whatever_a_decoder_raises(tmp_path, monkeypatch, error):
+    def decode(*_):
+        raise error
+
+    save(tmp_path / "damaged.png", np.zeros((4, 4), np.uint8))
+    monkeypatch.setattr(Image.Image, "convert", decode)
+    with pytest.raises(ValueError, match=str(error)):
+        load_image(tmp_path / "damaged.png", 4)
+
+
 def test_load_image_resizes_with_antialiasing(tmp_path):
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 255
@@ -186,7 +209,10 @@ def test_strange_names(tmp_path):
     strange = images / 'name, with "quotes" and\nnewline'
     (images / "class000").rename(strange)
     os.rename(os.fsencode(strange / "0.png"), os.fsencode(strange) + b"/-\xff.png")
-    build_set(images, tmp_path / "set", size=8, batch=4)
+    (images / "class001").joinpath(os.fsdecode(b"ignored\xff.txt")).touch()
+    done = tool("data_prep/build_set.py", "--images", images, "--out", tmp_path / "set", "--size", 8, "--batch", 4,
+                env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})  # fmt: skip
+    assert done.returncode == 0 and "ignored\\udcff.txt" in done.stdout, done.stderr
     paths = []
     for part in ("train", "test"):
         with open(tmp_path / "set" / f"{part}.csv", newline="", errors="surrogateescape") as stream:

@@ -104,9 +104,16 @@ def test_databases_that_are_not_ours(tmp_path):
     write_database(tmp_path / "empty.lmdb", [])
     write_database(tmp_path / "encoded.lmdb", [Datum(data=b"\xff\xd8jpeg", encoded=True, label=1)])
     write_database(tmp_path / "mixed.lmdb", [Datum(**raw), Datum(**{**raw, "height": 1, "data": bytes(6)})])
+    with lmdb.open(str(tmp_path / "other.lmdb"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"x", b"\xff\xff no message")
     (tmp_path / "text.lmdb").mkdir()
     (tmp_path / "text.lmdb" / "data.mdb").write_text("no database" * 1000)
-    for name, message in (("empty", "is empty"), ("encoded", "not a raw image"), ("text", "cannot be opened as an LMDB")):
+    for name, message in (
+        ("empty", "is empty"),
+        ("encoded", "not a raw image"),
+        ("text", "cannot be opened"),
+        ("other", "holds no Datum"),
+    ):
         with pytest.raises(ValueError, match=message):
             ImageDatabase(str(tmp_path / f"{name}.lmdb"))
     mixed = ImageDatabase(str(tmp_path / "mixed.lmdb"))

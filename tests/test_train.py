@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 from caffe_pb2 import NetParameter, SolverState
-from conftest import ROOT, draw_images, start, stock_caffe, tool, write_solver
+from conftest import ROOT, build_set, draw_images, start, stock_caffe, tool, write_solver
 
+from pair_batch import ImageDatabase, read_mean
 from tools.caffe_files import read_binary
 from tools.features import load_features
-from tools.metrics import recall_at_k
 
 LENGTH = 200
 
@@ -154,6 +154,33 @@ def test_stock_caffe_trains_and_resumes_the_same_files(tmp_path, small_set):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_stock_caffe_trains_and_resumes_the_committed_demo_solver(tmp_path):
+    """In a checkout with other images at data/demo, as on a fresh clone once the data is there; the length alone is cut."""
+    build_set(draw_images(tmp_path / "images", 8, 8, side=64), tmp_path / "data" / "demo", size=64, batch=32)
+    (tmp_path / "prototxt").symlink_to(ROOT / "prototxt")
+    (tmp_path / "runs" / "demo" / "lifted_64" / "caffe").mkdir(parents=True)
+    solver = (ROOT / "prototxt" / "demo" / "lifted_64" / "solver.prototxt").read_text()
+    for length, more in ((2, ()), (4, ("-snapshot", "runs/demo/lifted_64/caffe/snapshot_iter_2.solverstate"))):
+        assert solver.count("max_iter: 3000") == 1
+        (tmp_path / "solver.prototxt").write_text(solver.replace("max_iter: 3000", f"max_iter: {length}"))
+        done = stock_caffe("train", "-solver", "solver.prototxt", *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+    saved = weights(tmp_path / "runs" / "demo" / "lifted_64" / "caffe" / "snapshot_iter_4.caffemodel")
+    assert saved["pair_batch"][0] == 4 and saved["fc_embedding"][0].size == 64 * 6272
+
+
+def test_the_share_of_active_pairs_knows_the_margin(tmp_path, small_set):
+    shares = []
+    for margin in ("1.0", "-100.0"):
+        solver = write_solver(tmp_path / margin, small_set, iterations=1)
+        net = tmp_path / margin / "net.prototxt"
+        net.write_text(net.read_text().replace('"margin": 1.0', f'"margin": {margin}'))
+        assert train(solver, tmp_path / margin / "run").returncode == 0
+        with open(tmp_path / margin / "run" / "log.csv", newline="") as stream:
+            shares.append(float(next(csv.DictReader(stream))["active"]))
+    assert shares[0] > 0 and shares[1] == 0
+
+
 def test_stock_caffe_shows_what_a_layer_refuses(tmp_path, small_set):
     """The binary aborts on a Python exception without a word of it, so the layers print it."""
     solver = write_solver(tmp_path / "diverging", small_set, base_lr=1e6)
@@ -164,7 +191,7 @@ def test_stock_caffe_shows_what_a_layer_refuses(tmp_path, small_set):
     assert done.returncode != 0 and "ERROR in PairBatchData.setup: " in done.stderr and "nowhere/train.lmdb" in done.stderr
 
 
-def test_features_of_every_image_once(trained, small_set, tmp_path):
+def test_features_of_every_image_once(caffe, trained, small_set, tmp_path):
     deploy = tmp_path / "deploy.prototxt"
     layers = (trained / "net.prototxt").read_text().split("\nlayer {")
     kept = [layer for layer in layers if 'type: "Python"' not in layer and layer.strip()]
@@ -176,8 +203,15 @@ def test_features_of_every_image_once(trained, small_set, tmp_path):
         assert done.returncode == 0, done.stderr
     features, labels, paths = load_features(tmp_path / "trained.npz")
     assert features.shape == (30, 8) and features.dtype == np.float32 and len(set(paths.tolist())) == 30
-    recall = [recall_at_k(load_features(tmp_path / f"{name}.npz")[0], labels, [1])[1] for name in ("untrained", "trained")]
-    assert recall[1] >= recall[0]
+    # The last image, in a batch of its own remainder or not: a plain forward pass of the same net on its centre crop.
+    net = caffe.Net(str(deploy), caffe.TEST)
+    net.copy_from(str(trained / "run" / "model.caffemodel"))
+    image, label = ImageDatabase(f"{small_set}/test.lmdb").read(29)
+    net.blobs["data"].data[0] = (image - read_mean(f"{small_set}/mean.binaryproto"))[:, 1:15, 1:15]
+    net.forward()
+    np.testing.assert_allclose(features[29], net.blobs["fc_embedding"].data[0], rtol=1e-5, atol=1e-4)
+    assert labels[29] == label
+    assert not np.allclose(features, load_features(tmp_path / "untrained.npz")[0], rtol=1e-2)
 
     other = tmp_path / "other.prototxt"
     other.write_text(deploy.read_text().replace("num_output: 8 kernel", "num_output: 9 kernel"))

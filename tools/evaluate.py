@@ -56,19 +56,20 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="metrics.json to write")
     parser.add_argument("--baseline", action="append", default=[], metavar="NAME=FILE",
                         help="other features of the same images, scored beside them; may be given again")  # fmt: skip
-    parser.add_argument("--ks", type=numbers, default=[1, 10, 100], help="the K of Recall@K (default 1,10,100)")
+    parser.add_argument("--ks", type=numbers, help="the K of Recall@K (default 1,10,100, as far as there are images)")
     arguments = parser.parse_args()
     if wrong := [baseline for baseline in arguments.baseline if "=" not in baseline]:
         parser.error(f"--baseline takes NAME=FILE, not {wrong[0]}")
     features, labels, paths = load_features(arguments.features)
-    metrics = score(features, labels, arguments.ks)
+    ks = arguments.ks or [k for k in (1, 10, 100) if k < len(labels)]
+    metrics = score(features, labels, ks)
     metrics["baselines"] = {}
     for baseline in arguments.baseline:
         name, _, path = baseline.partition("=")
         other, other_labels, other_paths = load_features(path)
         if not (np.array_equal(paths, other_paths) and np.array_equal(labels, other_labels)):
             raise ValueError(f"{path}: is of other images than {arguments.features}; extract both from the same set")
-        metrics["baselines"][name] = score(other, other_labels, arguments.ks)
+        metrics["baselines"][name] = score(other, other_labels, ks)
     with written_aside(arguments.out) as aside:
         aside.write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"{arguments.out}: written")

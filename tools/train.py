@@ -185,7 +185,15 @@ def seed_of(seed, iteration):
     return int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0] >> 1)
 
 
-def train(run, solver_message, seed):
+def margin_of(net):
+    """The margin of the net's lifted structured loss, for the share of active pairs; 1 where the net has another loss."""
+    for layer in net.layer:
+        if layer.python_param.layer == "LiftedStructuredLossLayer":
+            return read_param_str(layer.python_param.param_str, f"layer {layer.name!r}", margin=1.0)["margin"]
+    return 1.0
+
+
+def train(run, solver_message, margin, seed):
     """Train to the end or to a signal; returns the signal's number, or 0."""
     received = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -223,7 +231,7 @@ def train(run, solver_message, seed):
         losses.append(float(net.blobs["loss"].data))
         row = {"iteration": solver.iter, "loss": losses[-1]}
         if solver.iter % solver_message.display == 0 or solver.iter == working.max_iter:
-            statistics = pair_statistics(net.blobs["fc_embedding"].data, net.blobs["label"].data)
+            statistics = pair_statistics(net.blobs["fc_embedding"].data, net.blobs["label"].data, margin)
             rate = len(losses) * batch / (time.perf_counter() - since)
             bar.set_postfix_str(_postfix(np.mean(losses), rate, statistics))
             row |= {**statistics, "images_per_second": round(rate, 1)}
@@ -267,7 +275,7 @@ def main():
         if (run / "model.caffemodel").exists():
             print(f"{run}: trained already ({solver.max_iter} iterations)")
             return 0
-        stopped_by = train(run, solver, arguments.seed)
+        stopped_by = train(run, solver, margin_of(net), arguments.seed)
         return 128 + stopped_by if stopped_by else 0
 
 
