@@ -170,7 +170,6 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
 
     made = {"name": out.name, "images": str(images), "size": size, "holdout": holdout, "seed": seed, "fingerprint": fingerprint}
     out.mkdir(parents=True, exist_ok=True)
-    record.unlink(missing_ok=True)  # what follows replaces the set: nothing may take it for complete meanwhile
     require_space(out, lmdb_bytes(count, size), f"Images of half the size (--size {size // 2}) need a quarter.")
     items = {part: [(file, label_of[name]) for name in names for file in found.images[name]] for part, names in parts.items()}
     with contextlib.ExitStack() as stack:  # both LMDBs or neither, and what cannot be read is named for both together
@@ -179,6 +178,7 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
         refuse_or_name([line for part in parts for line in written[part].unreadable], count, skip_unreadable)
         if empty := [part for part in parts if not written[part].places]:
             raise ValueError(f"{images}: no image is left to {empty[0]}")
+        record.unlink(missing_ok=True)  # from here on an earlier set is replaced: nothing may take it for complete
 
     for part in parts:
         rows = [(*items[part][place], items[part][place][0].relative_to(images)) for place in written[part].places]

@@ -50,6 +50,12 @@ def test_same_again_does_nothing_and_a_new_image_makes_it_anew(tmp_path, capsys)
     assert made["train"]["images"] + made["test"]["images"] == 25
     os.utime(images / "class000" / "new.png", ns=(1, 1))  # made anew, and the same
     assert build_set(images, tmp_path / "set")["content"] == made["content"]
+    (images / "class001" / "damaged.png").write_bytes(b"damaged")  # a build that fails leaves the earlier set whole
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
+    with pytest.raises(ValueError, match="1 of 26 files cannot be read"):
+        build_set(images, tmp_path / "set")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()} == before
+    (images / "class001" / "damaged.png").unlink()
     (tmp_path / "set" / "pairs.npz").unlink()
     assert build_set(images, tmp_path / "set")["content"] == made["content"]
     assert (tmp_path / "set" / "pairs.npz").exists()
