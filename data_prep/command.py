@@ -12,6 +12,7 @@ def _interrupted(kind, value, traceback):
         sys.__excepthook__(kind, value, traceback)
         return
     print("\ninterrupted; nothing half made is left, and the same command goes on", file=sys.stderr, flush=True)
+    sys.stdout.flush()
     os._exit(130)
 
 

@@ -10,7 +10,6 @@ from data_prep.command import run
 # isort: split
 
 import csv
-import hashlib
 import re
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.files import locked, written_aside
+from data_prep.files import locked, sha256, written_aside
 
 VERSION = "16.0.0"
 PACKAGES = {  # vendor: (SHA-256 of the packed package, drawings of 64 pixels in it)
@@ -66,11 +65,6 @@ def group_of(name):
         return ONE_KEY.get(key, key)
     # The signs and the five skin tones are emoji themselves.
     return "skin-tone" if name in SKIN_TONES else name
-
-
-def sha256(path):
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def npm_command():

@@ -1,7 +1,11 @@
-"""Files that appear under their final name only when they are complete, and room for them on the disk."""
+"""Files that appear under their final name only when they are complete, and room for them on the disk.
+
+The standard library alone: tools/env.py uses it before there is a virtual environment.
+"""
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -66,6 +70,12 @@ def locked(folder, work):
         except BlockingIOError:
             raise BlockingIOError(f"{folder}: another process is {work} in this folder; wait for it, or stop it") from None
         yield
+
+
+def sha256(path):
+    """The SHA-256 of a file's content, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_record(path):

@@ -7,11 +7,11 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
 
-def read_text(path, message, make="make prototxt"):
+def read_text(path, message):
     """Parse the prototxt at `path` into `message` and return it; ValueError names the path and the line."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; {make} makes it")
+        raise ValueError(f"{path}: no such file (the committed ones: make prototxt)")
     try:
         return text_format.Parse(path.read_text(), message)
     except (text_format.ParseError, UnicodeDecodeError) as error:

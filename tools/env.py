@@ -12,7 +12,6 @@ one, is made again from the beginning, so nothing half built is ever taken for b
 
 import argparse
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -20,9 +19,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from caffe_edits import EDITS, apply_edits
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # there is no .venv yet that would know this checkout
+
+from data_prep.files import read_record, sha256, written_aside
+from tools.caffe_edits import EDITS, apply_edits
+
 VENV = ROOT / ".venv"
 CAFFE_HOME = ROOT / ".caffe"
 CAFFE = CAFFE_HOME / "caffe"
@@ -71,31 +73,6 @@ def run(command, log, **kwargs):
         raise Failure(f"{Path(command[0]).name} failed (status {code}):\n{tail}\n\nThe whole log: {log}")
 
 
-def sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def read_record(path):
-    """The JSON record at `path`, or None when it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def write_record(path, record):
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w") as stream:
-        json.dump(record, stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
-
-
 # --- the virtual environment ---------------------------------------------------------------------------------------
 
 
@@ -117,7 +94,8 @@ def make_venv():
     site = Path(subprocess.check_output(ask, text=True).strip())
     folders = (ROOT, ROOT / "python_layers", CAFFE / "python")
     (site / "checkout.pth").write_text("".join(f"{folder}\n" for folder in folders))
-    write_record(record, wanted)
+    with written_aside(record) as aside:
+        aside.write_text(json.dumps(wanted, indent=2))
     return python
 
 

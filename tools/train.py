@@ -203,6 +203,7 @@ def train(run, solver_message, margin, seed):
     working = SolverParameter()
     working.CopyFrom(solver_message)
     working.snapshot, working.snapshot_after_train, working.display = 0, False, 0
+    working.snapshot_format = SolverParameter.BINARYPROTO  # what a snapshot is checked as, whatever the solver says
     working.snapshot_prefix = str(run / ".writing" / "snapshot")
     with written_aside(run / ".solver.prototxt") as aside:
         aside.write_text(text_format.MessageToString(working))
