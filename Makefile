@@ -9,9 +9,20 @@ SEED ?= 1
 # HOLDOUT=1: the demo on a tenth of its training classes held out, where its choices were made.
 HOLDOUT ?=
 # Another name for the run's folder.
-RUN ?= seed$(SEED)
+RUN ?= $(if $(filter authors,$(RECIPE)),authors_)seed$(SEED)
 # Another length of training than the solver's.
 ITERS ?=
+# The paper's sets: dimensions of the embedding, images a batch, and whose number of iterations (paper, authors).
+DIM ?= 64
+BATCH ?= 128
+RECIPE ?= paper
+# Their data: files that are here already, another resizing, other counts, and the authors' LMDB layout (README, "The paper's sets").
+ARCHIVE ?=
+WEIGHTS ?=
+RESIZE ?=
+COUNTS ?=
+UNREADABLE ?=
+LAYOUT ?=
 # A Debian archive to fetch Caffe's source from, instead of the machine's own.
 MIRROR ?=
 
@@ -20,10 +31,12 @@ DEMO := runs/$(SET)/lifted_64
 DEMO_RUN := $(DEMO)/$(RUN)
 DEMO_NET := prototxt/demo/lifted_64
 
-.PHONY: help env check test lint prototxt data-demo train-demo demo
+PAPER := cub cars196 sop
+
+.PHONY: help env check test lint prototxt data-demo train-demo demo weights $(PAPER:%=data-%) $(PAPER:%=train-%)
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-14s %s\n' "$$verb" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-14s %s\n' "$$verb" "$$text"; done
 
 env: ## build Caffe into .caffe/ and the Python environment into .venv/
 	@tools/env.sh $(if $(MIRROR),--mirror $(MIRROR)) $(if $(filter-out env,$(MAKECMDGOALS)),--quiet)
@@ -72,3 +85,40 @@ $(DEMO_RUN)/metrics.json: $(DEMO_RUN)/features.npz $(DEMO_RUN)/features_untraine
 
 $(DEMO_RUN)/retrieval.png: $(DEMO_RUN)/features.npz $(DEMO_RUN)/metrics.json
 	@$(PYTHON) tools/figures.py --set data/$(SET) --features $< --out $@
+
+# --- the paper's sets --------------------------------------------------------------------------------------------------
+
+$(if $(filter 64 128 256 512,$(DIM)),,$(error DIM=$(DIM): the nets have 64, 128, 256 or 512 dimensions))
+$(if $(filter paper authors,$(RECIPE)),,$(error RECIPE=$(RECIPE): paper (20,000 iterations) or authors (CUB: 40,000)))
+$(if $(filter-out skip,$(UNREADABLE)),$(error UNREADABLE=$(UNREADABLE): skip, or nothing))
+
+DATA_OPTIONS = --batch $(BATCH) $(if $(ARCHIVE),--archive "$(ARCHIVE)") $(if $(RESIZE),--resize $(RESIZE)) $(if $(COUNTS),--counts $(COUNTS)) \
+  $(if $(UNREADABLE),--skip-unreadable) $(if $(LAYOUT),--layout $(LAYOUT))
+START := $(or $(WEIGHTS),data/bvlc_googlenet.caffemodel)
+# The K of Recall@K that the literature reports for each set.
+KS_cub := 1,2,4,8
+KS_cars196 := 1,2,4,8
+KS_sop := 1,10,100,1000
+
+weights: env ## fetch BVLC GoogLeNet's weights, where the paper's nets start [WEIGHTS=path]
+	@$(PYTHON) data_prep/imagenet.py $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+
+data-cub: ## CUB-200-2011: fetch it, make its LMDBs and batch plan [ARCHIVE=] [RESIZE=] [COUNTS=any] [LAYOUT=paired]
+data-cars196: ## the same for Cars196
+data-sop: ## the same for Stanford Online Products
+$(PAPER:%=data-%): data-%: env
+	@$(PYTHON) data_prep/paper_sets.py --set $* $(DATA_OPTIONS)
+	@mkdir -p $(foreach dim,64 128 256 512,runs/$*/lifted_$(dim)/caffe) # stock `caffe train` aborts when a snapshot's folder is missing
+
+train-cub: ## the paper's experiment on CUB: data, training, scores beside the published ones [DIM=64] [SEED=1] [RECIPE=authors]
+train-cars196: ## the same for Cars196
+train-sop: ## the same for Stanford Online Products
+$(PAPER:%=train-%): NET = prototxt/$(@:train-%=%)/lifted_$(DIM)
+$(PAPER:%=train-%): HOME_OF_RUN = runs/$(@:train-%=%)/lifted_$(DIM)$(if $(filter-out 128,$(BATCH)),_m$(BATCH))/$(RUN)
+$(PAPER:%=train-%): train-%: weights data-%
+	@$(PYTHON) tools/train.py --solver $(NET)/solver$(if $(filter authors-cub,$(RECIPE)-$*),_authors).prototxt --set data/$* --batch $(BATCH) \
+	  --run $(HOME_OF_RUN) --seed $(SEED) --weights "$(START)" $(if $(ITERS),--iterations $(ITERS))
+	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net $(NET)/deploy.prototxt --ks $(KS_$*)
+	@$(PYTHON) tools/figures.py --set data/$* --features $(HOME_OF_RUN)/features.npz --out $(HOME_OF_RUN)/retrieval.png
+	@$(PYTHON) tools/compare.py --metrics $(HOME_OF_RUN)/metrics*.json --published $* --out $(HOME_OF_RUN)/report.md
+	@echo "report: $(HOME_OF_RUN)/report.md    picture: $(HOME_OF_RUN)/retrieval.png    training: $(HOME_OF_RUN)/log.csv"

@@ -7,11 +7,14 @@ the paper says otherwise: README, "Differences".
 
 import numpy as np
 
+from data_prep.files import written_aside
+
+BATCH = 128  # images, the paper's section 5
 # More positive pairs than this are sampled. The paper's sets have at most 0.7 million (Cars196).
 MAX_POSITIVE_PAIRS = 2_000_000
 
 
-def make_plan(labels, batch=128, seed=1, max_positive_pairs=MAX_POSITIVE_PAIRS):
+def make_plan(labels, batch=BATCH, seed=1, max_positive_pairs=MAX_POSITIVE_PAIRS):
     """Draw the plan for images with these class ids.
 
     Parameters
@@ -87,6 +90,21 @@ def _positive_pairs(order, starts, counts, limit, random):
     return np.column_stack([order[starts[which] + left], order[starts[which] + right]]), ends[-1]
 
 
-def save_plan(path, batches, images, batch, seed, facts):
-    """Write the plan as .npz: `batches` (n, m), and the number of `images` it was made for."""
-    np.savez(path, batches=batches, images=images, batch=batch, seed=seed, **facts)
+def plan_file(batch=BATCH):
+    """The plan's name in its set's folder: pairs.npz for the paper's batch, pairs_m<batch>.npz for another."""
+    return "pairs.npz" if batch == BATCH else f"pairs_m{batch}.npz"
+
+
+def write_plan(path, labels, batch=BATCH, seed=1, max_positive_pairs=MAX_POSITIVE_PAIRS):
+    """Draw the plan and write it as .npz: `batches` (n, m), the number of `images` it was made for, and the facts."""
+    batches, facts = make_plan(labels, batch, seed, max_positive_pairs)
+    with written_aside(path) as aside:
+        np.savez(aside, batches=batches, images=len(labels), batch=batch, seed=seed, **facts)
+    print(f"{path}: {len(batches):,} batches of {batch} images, from {facts['positive_pairs']:,} positive pairs "
+          f"(each image with itself among them) and {facts['negative_pairs']:,} negative ones")  # fmt: skip
+    if facts["possible_positive_pairs"] > facts["positive_pairs"]:
+        print(f"    {facts['possible_positive_pairs']:,} positive pairs are possible: {max_positive_pairs:,} of them were drawn "
+              "(--max-positive-pairs)")  # fmt: skip
+    if facts["repeated_classes"]:
+        print(f"    {facts['repeated_classes']:,} classes ask for more negatives than there are images of other classes: "
+              "every one is used before any is repeated")  # fmt: skip

@@ -44,7 +44,7 @@ class ImageDatabase:
             self.transaction = self.environment.lmdb.begin(buffers=True)
             self.keys = [bytes(key) for key in self.transaction.cursor().iternext(keys=True, values=False)]
         except lmdb.Error as error:
-            raise ValueError(f"{path}: cannot be opened as an LMDB ({error}); data_prep writes one (make data-demo)") from None
+            raise ValueError(f"{path}: cannot be opened as an LMDB ({error}); data_prep writes one (make data-<set>)") from None
         if not self.keys:
             raise ValueError(f"{path}: the LMDB is empty")
         self.datum = Datum()
@@ -79,7 +79,7 @@ def read_mean(path):
         with open(path, "rb") as stream:
             blob.ParseFromString(stream.read())
     except (OSError, DecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a mean file ({error}); data_prep writes one (make data-demo)") from None
+        raise ValueError(f"{path}: cannot be read as a mean file ({error}); data_prep writes one (make data-<set>)") from None
     legacy = (blob.num, blob.channels, blob.height, blob.width)
     shape = tuple(blob.shape.dim) or legacy
     if len(shape) == 4 and shape[0] == 1:
@@ -170,7 +170,7 @@ def read_plan(path, images):
         with np.load(path, allow_pickle=False) as plan:
             batches, planned = plan["batches"], int(plan["images"])
     except Exception as error:  # whatever is wrong with the file: a damaged zip shows as any of five exceptions
-        raise ValueError(f"{path}: cannot be read as a batch plan ({error}); data_prep writes one (make data-demo)") from None
+        raise ValueError(f"{path}: cannot be read as a batch plan ({error}); data_prep writes one (make data-<set>)") from None
     if planned != images:
         raise ValueError(f"{path}: was made for {planned} images, but the LMDB has {images}; make the set again")
     if batches.ndim != 2 or batches.size == 0 or batches.dtype.kind not in "iu" or batches.min() < 0 or batches.max() >= images:

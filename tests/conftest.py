@@ -90,9 +90,9 @@ def tool(script, *arguments, **options):
     return subprocess.run(command, cwd=options.pop("cwd", ROOT), text=True, capture_output=True, timeout=300, **options)
 
 
-def start(command):
+def start(command, cwd=ROOT):
     """Start a command to be interrupted; Ctrl+C reaches it also where these tests run in the background."""
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 
 from data_prep.build_set import split_classes
 from data_prep.files import locked, require_space, written_aside
-from data_prep.folder import load_image, read_folder
+from data_prep.folder import read_folder
+from data_prep.image import load_image
 from pair_batch import ImageDatabase
 
 
@@ -52,7 +53,7 @@ def test_same_again_does_nothing_and_a_new_image_makes_it_anew(tmp_path, capsys)
     assert build_set(images, tmp_path / "set")["content"] == made["content"]
     (images / "class001" / "damaged.png").write_bytes(b"damaged")  # a build that fails leaves the earlier set whole
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
-    with pytest.raises(ValueError, match="1 of 26 files cannot be read"):
+    with pytest.raises(ValueError, match="1 of 26 images cannot be read"):
         build_set(images, tmp_path / "set")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()} == before
     (images / "class001" / "damaged.png").unlink()
@@ -85,11 +86,11 @@ def test_unreadable_images_stop_it_after_naming_all_of_them(tmp_path, capsys):
         whole = (images / f"class00{number}" / "0.png").read_bytes()
         (images / f"class00{number}" / "truncated.png").write_bytes(whole[: len(whole) // 2])
         (images / f"class00{number}" / "nothing.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="files cannot be read as images") as error:
+    with pytest.raises(ValueError, match="images cannot be read") as error:
         build_set(images, tmp_path / "set")
     assert all(f"{kind}" in str(error.value) for kind in ("text.jpg", "truncated.png", "nothing.png", "--skip-unreadable"))
     assert all(str(error.value).count(f"class00{number}/") == 3 for number in range(4))
-    assert str(error.value).startswith("12 of 36 files cannot")
+    assert str(error.value).startswith("12 of 36 images cannot")
     assert not (tmp_path / "set" / "set.json").exists()
     assert not [path for path in (tmp_path / "set").iterdir() if "partial" in path.name]
     made = build_set(images, tmp_path / "set", skip_unreadable=True)

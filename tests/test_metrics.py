@@ -182,12 +182,12 @@ def test_kmeans_finds_separate_clusters_and_repeats():
 
 def test_features_files(tmp_path):
     features, labels, paths = np.eye(3, dtype=np.float32), np.arange(3), ["a/1.png", "b/2.png", "c/3.png"]
-    save_features(tmp_path / "f.npz", features, labels, paths)
+    save_features(tmp_path / "f.npz", features, labels, paths, {"set": {"name": "x"}})
     loaded = load_features(tmp_path / "f.npz")
     np.testing.assert_array_equal(loaded[0], features)
     assert loaded[2].tolist() == paths
     with pytest.raises(ValueError, match=r"1 of 3 feature rows are not finite, first row 1 \(b/2.png\)"):
-        save_features(tmp_path / "nan.npz", features * [[1], [np.nan], [1]], labels, paths)
+        save_features(tmp_path / "nan.npz", features * [[1], [np.nan], [1]], labels, paths, {})
     assert not (tmp_path / "nan.npz").exists()
     np.savez(tmp_path / "nan.npz", features=features * np.nan, labels=labels, paths=paths)
     np.savez(tmp_path / "pickle.npz", features=np.array([{}]), labels=labels, paths=paths)
@@ -203,9 +203,9 @@ def test_evaluate_and_compare_commands(tmp_path):
     labels = np.repeat(np.arange(10), 12)
     paths = [f"{label}/{i}.png" for i, label in enumerate(labels)]
     good = (np.eye(10)[labels] * 3 + random.normal(size=(120, 10)) * 0.1).astype(np.float32)
-    save_features(tmp_path / "good.npz", good, labels, paths)
-    save_features(tmp_path / "bad.npz", random.normal(size=(120, 10)).astype(np.float32), labels, paths)
-    save_features(tmp_path / "other.npz", good, labels, [f"{path}x" for path in paths])
+    save_features(tmp_path / "good.npz", good, labels, paths, {})
+    save_features(tmp_path / "bad.npz", random.normal(size=(120, 10)).astype(np.float32), labels, paths, {})
+    save_features(tmp_path / "other.npz", good, labels, [f"{path}x" for path in paths], {})
     out = tmp_path / "metrics.json"
     baseline = f"raw_pixels={tmp_path}/bad.npz"
     # Everything right of features.npz runs without Caffe: here importing it, or its messages, fails.

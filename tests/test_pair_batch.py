@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from caffe_pb2 import BlobProto, Datum
 
-from data_prep.build_set import write_mean
+from data_prep.write_set import mean_bytes
 from pair_batch import ImageDatabase, PairBatches, draw_crops, read_mean, read_plan
 
 DATA_LAYER = """
@@ -135,7 +135,7 @@ def test_plans_that_do_not_fit(tmp_path):
 
 def test_mean_files(tmp_path, small_set):
     mean = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
-    write_mean(tmp_path / "legacy.binaryproto", mean)
+    (tmp_path / "legacy.binaryproto").write_bytes(mean_bytes(mean))
     np.testing.assert_array_equal(read_mean(tmp_path / "legacy.binaryproto"), mean)
     blob = BlobProto(data=mean.ravel())
     blob.shape.dim.extend([1, 3, 4, 5])
@@ -145,5 +145,5 @@ def test_mean_files(tmp_path, small_set):
     expected = np.mean([images.read(i)[0].astype(np.float64) for i in range(len(images))], axis=0)
     np.testing.assert_allclose(read_mean(f"{small_set}/mean.binaryproto"), expected, rtol=1e-6)
     with pytest.raises(ValueError, match="one finite image"):
-        write_mean(tmp_path / "nan.binaryproto", mean * np.nan)
+        (tmp_path / "nan.binaryproto").write_bytes(mean_bytes(mean * np.nan))
         read_mean(tmp_path / "nan.binaryproto")

@@ -8,20 +8,22 @@ from google.protobuf import text_format
 from prototxt.generate import files
 from prototxt.text import Enum, because, render
 
+FILES = files()
 
-@pytest.mark.parametrize("path", sorted(files()))
+
+@pytest.mark.parametrize("path", sorted(FILES))
 def test_committed_equals_generated(path):
     committed = ROOT / "prototxt" / path
-    assert committed.exists() and committed.read_text() == files()[path], f"{committed} is stale: make prototxt"
+    assert committed.exists() and committed.read_text() == FILES[path], f"{committed} is stale: make prototxt"
 
 
 def test_no_other_prototxt_is_committed():
     folder = ROOT / "prototxt"
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*.prototxt")} == set(files())
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.prototxt")} == set(FILES)
 
 
 def parse(path, message):
-    return text_format.Parse(files()[path], message)
+    return text_format.Parse(FILES[path], message)
 
 
 def test_demo_net():

@@ -201,7 +201,7 @@ def test_features_of_every_image_once(caffe, trained, small_set, tmp_path):
         done = tool("tools/extract.py", "--set", small_set, "--net", deploy, "--weights", trained / "run" / f"{file}.caffemodel",
                     "--out", tmp_path / f"{name}.npz")  # fmt: skip
         assert done.returncode == 0, done.stderr
-    features, labels, paths = load_features(tmp_path / "trained.npz")
+    features, labels, paths, about = load_features(tmp_path / "trained.npz")
     assert features.shape == (30, 8) and features.dtype == np.float32 and len(set(paths.tolist())) == 30
     # The last image, in a batch of its own remainder or not: a plain forward pass of the same net on its centre crop.
     net = caffe.Net(str(deploy), caffe.TEST)
@@ -211,6 +211,8 @@ def test_features_of_every_image_once(caffe, trained, small_set, tmp_path):
     net.forward()
     np.testing.assert_allclose(features[29], net.blobs["fc_embedding"].data[0], rtol=1e-5, atol=1e-4)
     assert labels[29] == label
+    assert about["set"]["part"] == "test" and about["training"]["iteration"] == about["training"]["iterations"]
+    assert load_features(tmp_path / "untrained.npz").about["training"]["iteration"] == 0
     assert not np.allclose(features, load_features(tmp_path / "untrained.npz")[0], rtol=1e-2)
 
     other = tmp_path / "other.prototxt"
@@ -259,7 +261,8 @@ def test_a_diverging_training_stops_with_words_and_keeps_the_last_snapshot(tmp_p
 def test_what_is_missing_is_named_with_the_next_command(tmp_path, small_set):
     solver = write_solver(tmp_path, tmp_path / "nowhere")
     done = train(solver, tmp_path / "run")
-    assert done.returncode == 1 and "nowhere/train.lmdb: not there" in done.stderr and "make data-demo" in done.stderr
+    assert done.returncode == 1
+    assert "nowhere/train.lmdb: not there" in done.stderr and "`python data_prep/build_set.py` makes it" in done.stderr
     assert not (tmp_path / "run").exists()
     done = train(tmp_path / "none.prototxt", tmp_path / "run")
     assert done.returncode == 1 and "none.prototxt: no such file" in done.stderr

@@ -30,16 +30,29 @@ def read_binary(path, message):
     return message
 
 
-def check_weights(net, path):
+def saved_shapes(path):
+    """{layer name: [shapes of its blobs]} of the .caffemodel at `path`, of today's format or of 2014's (V1)."""
+    net = read_binary(path, NetParameter())
+    return {layer.name: [tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width) for blob in layer.blobs]
+            for layer in [*net.layers, *net.layer]}  # fmt: skip
+
+
+def check_weights(net, path, new=()):
     """Raise ValueError unless the .caffemodel at `path` has every parameter of `net` (a caffe.Net) in its shape.
 
-    Caffe would leave a layer that the file lacks at its random start without a word, and abort on another shape.
+    Caffe would leave a layer that the file lacks at its random start without a word, and abort on another shape. The
+    layers named in `new` may be missing.
     """
-    saved = {layer.name: layer.blobs for layer in read_binary(path, NetParameter()).layer}
-    for name, blobs in net.params.items():
-        wanted = [tuple(blob.data.shape) for blob in blobs]
-        if name not in saved:
-            raise ValueError(f"{path}: has no weights for the net's layer {name!r}; it was made for another net")
-        found = [tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width) for blob in saved[name]]
-        if found != wanted:
-            raise ValueError(f"{path}: layer {name!r} has weights of shape {found}, the net needs {wanted}")
+    saved = saved_shapes(path)
+    wanted = {name: [tuple(blob.data.shape) for blob in blobs] for name, blobs in net.params.items()}
+    if missing := [name for name in wanted if not saved.get(name) and name not in new]:
+        more = f" and {len(missing) - 1} more of its {len(wanted)} layers" if len(missing) > 1 else ""
+        raise ValueError(f"{path}: has no weights for the net's layer {missing[0]!r}{more}; it was made for another net")
+    for name, shapes in wanted.items():
+        if saved.get(name) and not (len(shapes) == len(saved[name]) and all(map(_same_shape, saved[name], shapes))):
+            raise ValueError(f"{path}: layer {name!r} has weights of shape {saved[name]}, the net needs {shapes}")
+
+
+def _same_shape(saved, wanted):
+    """Whether Caffe takes the one for the other: 2014's files write every shape with four numbers, ones first."""
+    return saved == wanted or (len(saved) == 4 and saved == (1,) * (4 - len(wanted)) + wanted)

@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 
 packages=(
   make python3 python3-venv python3-dev                     # the interpreter that Boost.Python is built for
+  curl                                                      # fetching data sets
   dpkg-dev patch xz-utils ca-certificates                   # fetching and unpacking the Caffe source package
   g++ cmake libboost-dev libboost-filesystem-dev libboost-system-dev libboost-thread-dev libboost-python-dev
   libgflags-dev libgoogle-glog-dev libhdf5-dev liblmdb-dev libopenblas-dev libprotobuf-dev protobuf-compiler

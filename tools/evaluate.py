@@ -17,7 +17,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from data_prep.files import written_aside
+from data_prep.files import read_record, sha256, written_aside
 from tools.features import load_features
 from tools.metrics import nmi, pairwise_f1, recall_at_k
 
@@ -46,6 +46,26 @@ def score(features, labels, ks):
     }
 
 
+def evaluate(path, out, ks=None, baselines=None):
+    """Score the features at `path`, and baselines {name: path}, into metrics.json at `out`; nothing when that is there already."""
+    baselines = baselines or {}
+    made_from = {"features": sha256(path) if Path(path).exists() else None, "ks": ks, "clustering": CLUSTERING,
+                 "baselines": {name: sha256(other) for name, other in baselines.items() if Path(other).exists()}}  # fmt: skip
+    if read_record(out).get("made_from") == made_from:
+        return
+    features, labels, paths, about = load_features(path)
+    ks = ks or [k for k in (1, 10, 100) if k < len(labels)]
+    metrics = {**score(features, labels, ks), "about": about, "baselines": {}, "made_from": made_from}
+    for name, other in baselines.items():
+        found = load_features(other)
+        if not (np.array_equal(paths, found.paths) and np.array_equal(labels, found.labels)):
+            raise ValueError(f"{other}: is of other images than {path}; extract both from the same set")
+        metrics["baselines"][name] = score(found.features, found.labels, ks)
+    with written_aside(out) as aside:
+        aside.write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"{out}: written")
+
+
 def numbers(text):
     return [int(number) for number in text.split(",")]
 
@@ -60,19 +80,8 @@ def main():
     arguments = parser.parse_args()
     if wrong := [baseline for baseline in arguments.baseline if "=" not in baseline]:
         parser.error(f"--baseline takes NAME=FILE, not {wrong[0]}")
-    features, labels, paths = load_features(arguments.features)
-    ks = arguments.ks or [k for k in (1, 10, 100) if k < len(labels)]
-    metrics = score(features, labels, ks)
-    metrics["baselines"] = {}
-    for baseline in arguments.baseline:
-        name, _, path = baseline.partition("=")
-        other, other_labels, other_paths = load_features(path)
-        if not (np.array_equal(paths, other_paths) and np.array_equal(labels, other_labels)):
-            raise ValueError(f"{path}: is of other images than {arguments.features}; extract both from the same set")
-        metrics["baselines"][name] = score(other, other_labels, ks)
-    with written_aside(arguments.out) as aside:
-        aside.write_text(json.dumps(metrics, indent=2) + "\n")
-    print(f"{arguments.out}: written")
+    baselines = dict(baseline.split("=", 1) for baseline in arguments.baseline)
+    evaluate(arguments.features, arguments.out, arguments.ks, baselines)
 
 
 if __name__ == "__main__":

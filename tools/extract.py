@@ -14,6 +14,7 @@ from data_prep.command import run
 import argparse
 import csv
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("GLOG_minloglevel", "2")
@@ -21,16 +22,19 @@ os.environ.setdefault("GLOG_minloglevel", "2")
 import numpy as np
 from tqdm import tqdm
 
+from data_prep.files import read_record, sha256
+from data_prep.write_set import read_set
 from pair_batch import ImageDatabase, centre_crop, read_mean, transform
-from tools.features import save_features
+from tools.features import read_about, save_features
 
-BATCH = 100
+BATCH = 100  # images at a time,
+BLOB_BYTES = 400 << 20  # or fewer, where the net's blobs would take more than this
 
 
 def read_paths(path):
     """The column `path` of the list beside an LMDB."""
     if not path.exists():
-        raise ValueError(f"{path}: not there; make data-demo makes the demo set, data_prep/build_set.py any other")
+        raise ValueError(f"{path}: not there; make data-<set> makes a set of ours, data_prep/build_set.py any other")
     with open(path, newline="", errors="surrogateescape") as stream:
         return [row["path"] for row in csv.DictReader(stream)]
 
@@ -70,9 +74,10 @@ def extract_embeddings(images, deploy, weights, mean, blob):
     top, left = centre_crop((height - crop, width - crop))
     labels = np.empty(len(images), np.int64)
     features = None
+    size = max(1, min(BATCH, BLOB_BYTES // sum(blob.data.nbytes for blob in net.blobs.values())))
     with tqdm(total=len(images), desc="features", unit="image", mininterval=0.5) as bar:
-        for start in range(0, len(images), BATCH):
-            rows = range(start, min(start + BATCH, len(images)))
+        for start in range(0, len(images), size):
+            rows = range(start, min(start + size, len(images)))
             net.blobs["data"].reshape(len(rows), channels, crop, crop)
             for slot, row in enumerate(rows):
                 image, labels[row] = images.read(row)
@@ -84,6 +89,41 @@ def extract_embeddings(images, deploy, weights, mean, blob):
             features[rows.start : rows.stop] = batch
             bar.update(len(rows))
     return features, labels
+
+
+def describe(data_set, part, deploy, weights, blob, pixels):
+    """What the features are made from, for `about` in features.npz and for the tables made from them."""
+    made = read_set(data_set)
+    facts = {name: made.get(name) for name in ("name", "content", "official", "doubts")}
+    about = {"set": {**facts, "part": part}}
+    if pixels:
+        return {**about, "pixels": pixels}
+    if not Path(weights).is_file():
+        raise ValueError(f"{weights}: no such file; tools/train.py makes it")
+    training = read_record(Path(weights).parent / "run.json").get("settings")
+    iteration = re.fullmatch(r"snapshot_iter_(\d+)", Path(weights).stem)
+    if training:
+        training["iteration"] = int(iteration[1]) if iteration else training["iterations"]
+    return {**about, "net": str(deploy), "blob": blob, "weights": sha256(weights), "training": training}
+
+
+def extract(data_set, part, out, deploy=None, weights=None, blob="fc_embedding", pixels=None):
+    """Write features.npz to `out`, unless it is there and made from the same set, net and weights."""
+    about = describe(data_set, part, deploy, weights, blob, pixels)
+    if out.exists() and read_about(out) == about:
+        return
+    paths = read_paths(data_set / f"{part}.csv")
+    images = ImageDatabase(str(data_set / f"{part}.lmdb"))
+    if len(paths) != len(images):
+        raise ValueError(f"{images.path}: holds {len(images)} images, but {part}.csv lists {len(paths)}; "
+                         "make the set again")  # fmt: skip
+    if pixels:
+        features, labels = extract_pixels(images, pixels)
+    else:
+        mean = read_mean(str(data_set / "mean.binaryproto"))
+        features, labels = extract_embeddings(images, deploy, weights, mean, blob)
+    save_features(out, features, labels, paths, about)
+    print(f"{out}: {features.shape[0]:,} images, {features.shape[1]} dimensions")
 
 
 def main():
@@ -98,18 +138,7 @@ def main():
     arguments = parser.parse_args()
     if bool(arguments.pixels) == bool(arguments.net and arguments.weights):
         parser.error("give either --net and --weights, or --pixels")
-    paths = read_paths(arguments.set / f"{arguments.part}.csv")
-    images = ImageDatabase(str(arguments.set / f"{arguments.part}.lmdb"))
-    if len(paths) != len(images):
-        raise ValueError(f"{images.path}: holds {len(images)} images, but {arguments.part}.csv lists {len(paths)}; "
-                         "make the set again")  # fmt: skip
-    if arguments.pixels:
-        features, labels = extract_pixels(images, arguments.pixels)
-    else:
-        mean = read_mean(str(arguments.set / "mean.binaryproto"))
-        features, labels = extract_embeddings(images, arguments.net, arguments.weights, mean, arguments.blob)
-    save_features(arguments.out, features, labels, paths)
-    print(f"{arguments.out}: {features.shape[0]:,} images, {features.shape[1]} dimensions")
+    extract(arguments.set, arguments.part, arguments.out, arguments.net, arguments.weights, arguments.blob, arguments.pixels)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,41 @@
 """features.npz: what extraction writes and everything after it reads. No Caffe."""
 
+import json
+from typing import NamedTuple
+
 import numpy as np
 
 from data_prep.files import written_aside
 
 
-def save_features(path, features, labels, paths):
-    """Write `features` (N, c) float32, `labels` (N,), `paths` (N,); ValueError for a row that is not finite."""
+class Features(NamedTuple):
+    """The content of a features.npz."""
+
+    features: np.ndarray  # (N, c) float32
+    labels: np.ndarray  # (N,)
+    paths: np.ndarray  # (N,) of the images, as train.csv and test.csv list them
+    about: dict  # what they were made from: `set`, `weights`, `training`; empty when unknown
+
+
+def save_features(path, features, labels, paths, about):
+    """Write `features` (N, c) float32, `labels` (N,), `paths` (N,), `about` (dict); ValueError for a row that is not finite."""
     _check(path, features, labels, paths)
     with written_aside(path) as aside, open(aside, "wb") as stream:
-        np.savez(stream, features=features, labels=labels, paths=np.asarray(paths))
+        np.savez(stream, features=features, labels=labels, paths=np.asarray(paths), about=json.dumps(about))
 
 
 def load_features(path):
-    """(features (N, c) float32, labels (N,), paths (N,)); ValueError names the path and what is wrong with it."""
+    """The Features at `path`; ValueError names the path and what is wrong with it."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             features, labels, paths = (archive[name] for name in ("features", "labels", "paths"))
+            about = dict(json.loads(str(archive["about"]))) if "about" in archive else {}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; tools/extract.py makes it (make demo)") from None
     except Exception as error:  # a damaged zip shows as any of five exceptions
         raise ValueError(f"{path}: cannot be read as features ({error}); make it again with tools/extract.py") from None
     _check(path, features, labels, paths)
-    return features, labels, paths
+    return Features(features, labels, paths, about)
 
 
 def _check(path, features, labels, paths):
@@ -32,3 +45,12 @@ def _check(path, features, labels, paths):
     if bad.size:
         raise ValueError(f"{path}: {bad.size} of {len(features)} feature rows are not finite, first row {bad[0]} "
                          f"({paths[bad[0]]}); the training diverged")  # fmt: skip
+
+
+def read_about(path):
+    """What the features at `path` were made from, without reading them; empty when that cannot be told."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(json.loads(str(archive["about"])))
+    except Exception:  # a damaged zip shows as any of five exceptions
+        return {}

@@ -21,7 +21,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from data_prep.files import read_record, written_aside
-from data_prep.folder import load_image
+from data_prep.image import load_image
 from tools.features import load_features
 
 RIGHT, WRONG = "#0072b2", "#d55e00"  # blue and vermillion of Okabe and Ito's palette
@@ -74,16 +74,27 @@ def main():
     parser.add_argument("--neighbours", type=int, default=5, help="neighbours of each (default 5)")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of queries (default 1)")
     arguments = parser.parse_args()
-    features, labels, paths = load_features(arguments.features)
+    features, labels, paths, _ = load_features(arguments.features)
     if len(labels) <= arguments.neighbours:
         raise ValueError(f"{arguments.features}: has {len(labels)} images, too few for {arguments.neighbours} neighbours")
     home = read_record(arguments.set / "set.json")
     if not home:
-        raise ValueError(f"{arguments.set}/set.json: is missing or damaged; make data-demo makes the demo set, "
+        raise ValueError(f"{arguments.set}/set.json: is missing or damaged; make data-<set> makes a set of ours, "
                          "data_prep/build_set.py any other")  # fmt: skip
 
-    def image(place):
-        return load_image(Path(home["images"]) / paths[place], home["size"])[::-1].transpose(1, 2, 0)
+    if "images" in home:
+
+        def image(place):
+            return load_image(Path(home["images"]) / paths[place], home["size"])[::-1].transpose(1, 2, 0)
+    else:  # read from archives: the LMDB has what the net saw
+        from pair_batch import ImageDatabase
+
+        database = ImageDatabase(str(arguments.set / "test.lmdb"))
+        if len(database) != len(paths):
+            raise ValueError(f"{database.path}: has {len(database)} images, {arguments.features} {len(paths)}; extract again")
+
+        def image(place):
+            return database.read(place)[0][::-1].transpose(1, 2, 0)
 
     # A class of one image has nothing right to find.
     ids, counts = np.unique(labels, return_counts=True)

@@ -1,6 +1,8 @@
 """Train a solver with real Caffe; everything that belongs to the run lies in its folder.
 
     python tools/train.py --solver prototxt/demo/lifted_64/solver.prototxt --run runs/demo/lifted_64/seed1
+    python tools/train.py --solver prototxt/cub/lifted_64/solver.prototxt --run runs/cub/lifted_64/seed1 \\
+                          --weights data/bvlc_googlenet.caffemodel
 
 Called again, it goes on from the newest snapshot; when training is done it does nothing. Ctrl+C and SIGTERM end the
 current iteration, save a snapshot, and exit with status 130 or 143. The run folder afterwards:
@@ -8,7 +10,8 @@ current iteration, save a snapshot, and exit with status 130 or 143. The run fol
     solver.prototxt, train_val.prototxt   exactly what ran; stock `caffe train` takes them too
     run.json                              arguments, versions, BLAS
     log.csv                               loss of every iteration, pair distances every `display`
-    snapshot_iter_N.{caffemodel,solverstate}; N = 0 is the untrained net
+    snapshot_iter_N.{caffemodel,solverstate}; N = 0 is the net before training. Those of the solver's `snapshot`
+        interval are kept, and the last two of others
     model.caffemodel                      the final weights; there only when training is complete
 """
 
@@ -36,7 +39,10 @@ from caffe_pb2 import NetParameter, SolverParameter, SolverState
 from google.protobuf import text_format
 from tqdm import tqdm
 
-from data_prep.files import locked, read_record, written_aside
+from data_prep.batch_plan import plan_file
+from data_prep.download import digest
+from data_prep.files import locked, read_record, sha256, written_aside
+from data_prep.imagenet import WEIGHTS, check_file
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
@@ -45,11 +51,14 @@ from tools.versions import versions
 
 DATA_FILES = ("lmdb", "plan", "mean_file")  # what PairBatchData's param_str names
 WATCHED = ("fc_embedding", "label", "loss")  # blobs that a net must have to be shown while it trains
+MAKERS = {"demo_holdout": "make data-demo HOLDOUT=1", **{name: f"make data-{name}" for name in ("demo", "cub", "cars196", "sop")}}
+SAVE_MINUTES = 30  # what a crash may cost, where the solver's own interval is days
+TIMED = 20  # iterations after which the duration is told
 STATISTICS = ("positive_min", "positive_mean", "positive_max", "negative_min", "active")
 
 
-def run_files(solver_path, run, seed, iterations, data_set):
-    """The run's own solver and net, messages, with seed, iterations, folder and data set written in."""
+def run_files(solver_path, run, seed, iterations, data_set, batch):
+    """The run's own solver and net, messages, with seed, iterations, folder, data set and batch written in."""
     solver = read_text(solver_path, SolverParameter())
     net = read_text(solver.net, NetParameter())
     tops = {top for layer in net.layer for top in layer.top}
@@ -61,6 +70,8 @@ def run_files(solver_path, run, seed, iterations, data_set):
             parameters = {**given, "seed": seed}
             if data_set:
                 parameters |= {name: str(data_set / Path(parameters[name]).name) for name in DATA_FILES if parameters.get(name)}
+            if batch:
+                parameters["plan"] = str(Path(parameters["plan"]).with_name(plan_file(batch)))
             layer.python_param.param_str = json.dumps(parameters, sort_keys=True)
     solver.net = str(run / "train_val.prototxt")
     solver.random_seed = seed
@@ -74,7 +85,7 @@ def check_data(net):
     """Raise ValueError for a data file that a layer names and that is not there; import each Python layer's module.
 
     Caffe aborts on the first, and shows only `SystemError` where an import fails. Returns what identifies the content
-    of the sets that are read, from their set.json.
+    of the sets and plans that are read.
     """
     contents = {}
     for layer in net.layer:
@@ -83,14 +94,24 @@ def check_data(net):
         importlib.import_module(layer.python_param.module)
         if layer.python_param.layer == "PairBatchData":
             parameters = json.loads(layer.python_param.param_str)
+            folder = Path(parameters["lmdb"]).parent
             for name in DATA_FILES:
                 path = parameters.get(name)
                 if path and not Path(path).exists():
-                    raise ValueError(f"{path}: not there (layer {layer.name!r}, {name}); make data-demo makes the demo's, "
-                                     "python data_prep/build_set.py a folder's")  # fmt: skip
-            folder = Path(parameters["lmdb"]).parent
+                    maker = MAKERS.get(folder.name, "python data_prep/build_set.py")
+                    raise ValueError(f"{path}: not there (layer {layer.name!r}, {name}); `{maker}` makes it")
             contents[str(folder)] = read_record(folder / "set.json").get("content")
+            contents[parameters["plan"]] = sha256(parameters["plan"])
     return contents
+
+
+def start_weights(path):
+    """What run.json says about the weights that a training starts from."""
+    if path is None:
+        return None
+    check_file(path)
+    found = digest(path, "sha1")
+    return {"sha1": found, "bvlc_googlenet": WEIGHTS.checksum == f"sha1:{found}"}
 
 
 def prepare(run, solver, net, settings):
@@ -120,11 +141,26 @@ def prepare(run, solver, net, settings):
 
 
 class Snapshots:
-    """Snapshots of a solver that are complete or absent: written aside, renamed, the state last."""
+    """Snapshots of a solver that are complete or absent: written aside, renamed, the state last.
 
-    def __init__(self, run, solver):
-        self.run, self.solver = run, solver
+    Those of every `interval` iterations stay; of others, saved because time went by, the last two.
+    """
+
+    def __init__(self, run, solver, interval):
+        self.run, self.solver, self.interval = run, solver, interval
         self.folder = run / ".writing"
+        self.saved_at = time.monotonic()
+
+    def due(self):
+        """Whether it is time to save: at the solver's interval, or when a crash would cost more than SAVE_MINUTES."""
+        return self._stays(self.solver.iter) or time.monotonic() - self.saved_at > 60 * SAVE_MINUTES
+
+    def _stays(self, iteration):
+        return iteration == 0 or (self.interval > 0 and iteration % self.interval == 0)
+
+    def states(self):
+        """The states in the run's folder, newest first."""
+        return sorted(self.run.glob("snapshot_iter_*.solverstate"), key=_iteration, reverse=True)
 
     def save(self):
         """Save at the current iteration; raises ValueError instead when a weight is not finite."""
@@ -143,11 +179,14 @@ class Snapshots:
         with written_aside(state) as aside:
             aside.write_bytes(message.SerializeToString())
         shutil.rmtree(self.folder)
+        for passing in [state for state in self.states() if not self._stays(_iteration(state))][2:]:
+            passing.unlink()  # the state first: without it the weights are no snapshot
+            passing.with_suffix(".caffemodel").unlink(missing_ok=True)
+        self.saved_at = time.monotonic()
 
     def restore(self):
         """Go on from the newest snapshot that is whole; one that is not is named and passed over."""
-        states = sorted(self.run.glob("snapshot_iter_*.solverstate"), key=lambda path: -int(path.stem.rsplit("_", 1)[1]))
-        for state in states:
+        for state in self.states():
             try:
                 message = read_binary(state, SolverState())
                 check_weights(self.solver.net, message.learned_net)
@@ -156,6 +195,11 @@ class Snapshots:
                 continue
             self.solver.restore(str(state))
             return
+
+
+def _iteration(path):
+    """The iteration in the name of a snapshot's file."""
+    return int(path.stem.rsplit("_", 1)[1])
 
 
 class Log:
@@ -193,7 +237,7 @@ def margin_of(net):
     return 1.0
 
 
-def train(run, solver_message, margin, seed):
+def train(run, solver_message, margin, seed, weights):
     """Train to the end or to a signal; returns the signal's number, or 0."""
     received = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -209,9 +253,11 @@ def train(run, solver_message, margin, seed):
         aside.write_text(text_format.MessageToString(working))
     caffe.set_mode_cpu()
     solver = caffe.get_solver(str(run / ".solver.prototxt"))
-    snapshots = Snapshots(run, solver)
+    snapshots = Snapshots(run, solver, solver_message.snapshot)
     snapshots.restore()
     if solver.iter == 0:
+        if weights:
+            load_start(solver.net, weights)
         snapshots.save()
     log = Log(run / "log.csv", solver.iter)
     if solver.iter:
@@ -220,6 +266,7 @@ def train(run, solver_message, margin, seed):
     net = solver.net
     batch = net.blobs["label"].count
     losses, since = [], time.perf_counter()  # of the iterations since the last display
+    first, began = solver.iter, since
     bar = tqdm(total=working.max_iter, initial=solver.iter, desc="training", unit="it", mininterval=0.5)
     while solver.iter < working.max_iter and not received:
         caffe.set_random_seed(seed_of(seed, solver.iter))
@@ -238,7 +285,9 @@ def train(run, solver_message, margin, seed):
             row |= {**statistics, "images_per_second": round(rate, 1)}
             losses, since = [], time.perf_counter()
         log.write(row)
-        if solver_message.snapshot and solver.iter % solver_message.snapshot == 0 and solver.iter < working.max_iter:
+        if solver.iter == first + TIMED and solver.iter < working.max_iter:
+            bar.write(duration((time.perf_counter() - began) / TIMED, working.max_iter - solver.iter, run, weights))
+        if snapshots.due() and solver.iter < working.max_iter:
             snapshots.save()
     bar.close()
     snapshots.save()
@@ -248,6 +297,31 @@ def train(run, solver_message, margin, seed):
     with written_aside(run / "model.caffemodel") as aside:
         shutil.copyfile(run / f"snapshot_iter_{solver.iter}.caffemodel", aside)
     return 0
+
+
+def load_start(net, weights):
+    """Copy the starting weights into the net: every layer's but the embedding's, which starts at random."""
+    layers = [name for name in net.params if net.layer_dict[name].type != "Python"]
+    check_weights(net, weights, new=[name for name in net.params if name not in layers or name == "fc_embedding"])
+    net.copy_from(str(weights))
+    for name in set(net.params) - set(layers):
+        for blob in net.params[name]:
+            blob.data[...] = 0  # a batch counter that the weights brought along
+
+
+def duration(seconds, iterations, run, weights):
+    """How long the rest will take, in words; and what to do when that is days."""
+    left = seconds * iterations
+    unit, length = next((name, length) for name, length in (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 0))
+                        if left >= 2 * length)  # fmt: skip
+    text = f"An iteration takes {seconds:.3g} s: the {iterations:,} that are left take about {left / (length or 1):.1f} {unit}."
+    if left < 86400:
+        return text
+    start = f" -weights {weights}" if weights else ""
+    return (f"{text}\nThat is on this CPU. Ctrl+C is fine at any time, the same command goes on. On a machine with a GPU, a Caffe\n"
+            f"built with CUDA and Python layers trains the same files, from this folder:\n"
+            f"    caffe train -gpu 0 -solver {run}/solver.prototxt{start}\n"
+            "and this command then takes up what it saved in the run's folder.")  # fmt: skip
 
 
 def _postfix(loss, rate, statistics):
@@ -265,18 +339,21 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the starting weights, crops, mirrors, dropout (default 1)")
     parser.add_argument("--set", type=Path, help="folder of another set, instead of the one that the net names")
     parser.add_argument("--iterations", type=int, help="instead of the solver's max_iter")
+    parser.add_argument("--weights", type=Path, help=".caffemodel to start from; all layers but fc_embedding must be in it")
+    parser.add_argument("--batch", type=int, help="images a batch, where the set has a plan for it (default the net's plan)")
     arguments = parser.parse_args()
     if arguments.seed < 0 or (arguments.iterations is not None and arguments.iterations < 1):
         parser.error("--seed must not be negative, --iterations must be positive")
     run = arguments.run
-    solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations, arguments.set)
-    settings = {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter, "data": check_data(net)}
+    solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations, arguments.set, arguments.batch)
+    settings = {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter, "base_lr": solver.base_lr,
+                "batch": arguments.batch, "data": check_data(net), "weights": start_weights(arguments.weights)}  # fmt: skip
     with locked(run, "training"):
         prepare(run, solver, net, settings)
         if (run / "model.caffemodel").exists():
             print(f"{run}: trained already ({solver.max_iter} iterations)")
             return 0
-        stopped_by = train(run, solver, margin_of(net), arguments.seed)
+        stopped_by = train(run, solver, margin_of(net), arguments.seed, arguments.weights)
         return 128 + stopped_by if stopped_by else 0
 
 

@@ -1,0 +1,123 @@
+"""One image, from a file or its bytes, as Caffe wants it."""
+
+import contextlib
+import io
+import threading
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+# How to turn an image upright, by the EXIF tag that says how the camera was held.
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+GREY = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103], np.float32)  # MATLAB's rgb2gray
+WHITE_FROM = 250  # grey level from which the authors' crop takes a pixel for background
+MARGIN = 15  # pixels that their crop leaves around what is not background
+
+
+class Room:
+    """At most `limit` bytes of decoded images at a time over all threads; a larger image waits until it is alone."""
+
+    def __init__(self, limit):
+        self.limit, self.used, self.changed = limit, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, size):
+        with self.changed:
+            self.changed.wait_for(lambda: self.used == 0 or self.used + size <= self.limit)
+            self.used += size
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= size
+                self.changed.notify_all()
+
+
+DECODING = Room(256 << 20)
+BYTES_A_PIXEL = 8  # what decoding and converting to three channels takes, copies included
+
+
+def load_image(source, size, resize="plain", upright=True):
+    """The image at a path or in bytes, size x size: uint8 (3, size, size), blue, green, red.
+
+    Transparency is composited on white, greyscale becomes three channels, 16 bits become 8, of an animation the first
+    frame is taken. `resize`: plain or crop15, see RESIZES. `upright`: an EXIF rotation is applied.
+    Raises OSError or ValueError for a file that cannot be decoded.
+    """
+    try:
+        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with opened as image, DECODING.of(image.width * image.height * BYTES_A_PIXEL):
+            image = RESIZES[resize](three_channels(image, upright), size)
+    except UnidentifiedImageError:
+        raise ValueError("is no image, or is damaged at its beginning") from None
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # damaged files come out of the decoders in many ways
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    return np.ascontiguousarray(np.asarray(image)[:, :, ::-1].transpose(2, 0, 1))
+
+
+def three_channels(image, upright):
+    """An opened image as 8-bit RGB."""
+    kind = image.format
+    turn = TURNS.get(image.getexif().get(ORIENTATION)) if upright else None
+    if turn is not None:
+        image = image.transpose(turn)
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
+    if sixteen_bits:  # greyscale: Pillow would clip it, not scale it
+        image = Image.fromarray(np.round(np.asarray(image, np.float64) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def plain(image, size):
+    """The whole image, its proportions given up. The filter is an antialiased bicubic with a = -0.5."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def crop15(image, size):
+    """The authors' crop (load_cropped_images.m): the box of what is not white and 15 pixels around it; the longer side
+    becomes `size`, the proportions are kept, and white fills the rest, half of it (rounded down) above or to the left.
+    """
+    image = image.crop(content_box(np.asarray(image)))
+    longer = max(image.size)
+    width, height = (-(-size * side // longer) for side in image.size)  # rounded up, as imresize does
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(image, ((size - width) // 2, (size - height) // 2))
+    return square
+
+
+def content_box(pixels):
+    """(left, top, right, bottom) of the pixels (h, w, 3) darker than 250 in grey, with the margin; of a white image, all.
+
+    MATLAB's imcrop takes one pixel more than the width that it is given, where the image has it.
+    """
+    height, width, _ = pixels.shape
+    dark_rows, dark_columns = np.zeros(height, bool), np.zeros(width, bool)
+    for top in range(0, height, 64):  # in bands: a whole grey image would take four times the memory of the picture
+        dark = pixels[top : top + 64] @ GREY < WHITE_FROM - 0.5  # rgb2gray rounds to whole levels
+        dark_rows[top : top + 64] = dark.any(axis=1)
+        dark_columns |= dark.any(axis=0)
+    rows, columns = np.flatnonzero(dark_rows), np.flatnonzero(dark_columns)
+    if not rows.size:
+        return 0, 0, width, height
+    left, top = max(columns[0] - MARGIN, 0), max(rows[0] - MARGIN, 0)
+    right, bottom = min(columns[-1] + MARGIN, width - 1), min(rows[-1] + MARGIN, height - 1)
+    return int(left), int(top), int(min(right + 2, width)), int(min(bottom + 2, height))
+
+
+RESIZES = {"plain": plain, "crop15": crop15}

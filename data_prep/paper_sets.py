@@ -1,0 +1,195 @@
+"""The paper's data sets -> data/<set>/: LMDBs of 256x256 images, mean image and batch plan.
+
+    python data_prep/paper_sets.py --set cub                                 # downloads what is not there
+    python data_prep/paper_sets.py --set cars196 --archive ~/car_ims.tgz     # cars_annos.mat lies beside it
+
+Images are read by the set's own lists, straight from the archives. The first half of the class ids trains, the rest
+tests; labels are the set's own class ids. What is there already is not made again.
+"""
+
+from data_prep.command import run
+
+# isort: split
+
+import argparse
+import csv
+import functools
+import hashlib
+from pathlib import Path
+
+from data_prep.archives import read_members
+from data_prep.batch_plan import BATCH, plan_file, write_plan
+from data_prep.download import DOWNLOADS, difference, fetch
+from data_prep.files import locked
+from data_prep.image import RESIZES, load_image
+from data_prep.imagenet import imagenet_mean
+from data_prep.paired_lmdb import paired_file, write_paired
+from data_prep.paper_files import SETS
+from data_prep.write_set import PARTS, finish, read_set, write_set
+
+AS_IT_IS = "With COUNTS=any (--counts any) it is taken as it is, and every table made from it says so."
+SIZE = 256  # paper, section 5: "normalized to 256 by 256"
+
+
+def locate(name, archive):
+    """The files that hold a set: [(path, Download or None)], fetched when they are not there.
+
+    With `archive` it is one of the official files, the others being looked for beside it and then as without; or a
+    folder that holds them, or that they were unpacked to; or a file of another name with the whole set in it.
+    """
+    layouts = SETS[name].layouts
+    if archive is None:
+        here = [layout for layout in layouts if all((DOWNLOADS / file.name).exists() for file in layout)]
+        failures = []
+        for layout in here or layouts:
+            try:
+                return [(fetch(file), file) for file in layout]
+            except OSError as error:
+                others = "".join(f"\n    beside it: {file.describe()}" for file in layout[1:])
+                failures.append(f"{error}{others}")
+        raise OSError(
+            "\nor\n".join(failures) + f"\nor name the place: make data-{name} ARCHIVE=<the file, or a folder that holds it>"
+        )
+    if not archive.exists():
+        raise ValueError(f"{archive}: no such file or folder (ARCHIVE)")
+    for layout in layouts:
+        folder = archive if archive.is_dir() else archive.parent
+        if (folder / layout[0].name).exists() if archive.is_dir() else archive.name in [file.name for file in layout]:
+            found = []
+            for file in layout:
+                beside = folder / file.name
+                found.append((beside if beside.exists() else fetch(file), file))
+            return found
+    return [(archive, None)]
+
+
+def verify(files, any_count):
+    """What speaks against these being the official files, in words; ValueError unless `any_count` lets it pass."""
+    own = [(path, file) for path, file in files if file and path.parent != DOWNLOADS]  # what was fetched is verified
+    doubts = [f"{path}: {wrong}" for path, file in own if (wrong := difference(path, file))]
+    if doubts and not any_count:
+        raise ValueError("\n".join(doubts) + f"\nIt was damaged on the way, or is not the official file. {AS_IT_IS}")
+    return doubts
+
+
+def member_lists(name):
+    """Names of all members that may hold the set's annotations."""
+    return frozenset().union(*SETS[name].lists)
+
+
+def read_lists(name, files):
+    """Entries of each part, from the annotation lists in the files."""
+    groups, lists = SETS[name].lists, {}
+    for path, _ in sorted(files, key=lambda found: found[0].stat().st_size):  # the lists lie in the small ones
+        if path.name in member_lists(name):
+            lists[path.name] = path.read_bytes()
+            continue
+        for member, content in read_members(path, member_lists(name)):
+            lists[member] = content
+            if any(group <= lists.keys() for group in groups):
+                return SETS[name].read(lists)
+    if any(group <= lists.keys() for group in groups):
+        return SETS[name].read(lists)
+    raise ValueError(f"{', '.join(str(path) for path, _ in files)}: expected the lists "
+                     + " or ".join(", ".join(sorted(group)) for group in groups)
+                     + f" in it; found {', '.join(sorted(lists)) or 'none'}. The official files are "
+                     + " or ".join(", ".join(file.name for file in layout) for layout in SETS[name].layouts))  # fmt: skip
+
+
+def check_counts(name, entries, any_count):
+    """What differs from the published numbers, in words; ValueError unless `any_count` lets it pass."""
+    expected = SETS[name]
+    doubts = []
+    for part in PARTS:
+        found = {"images": len(entries[part]), "classes": len({entry.label for entry in entries[part]})}
+        for what, number in (("images", expected.images[part]), ("classes", expected.classes[part])):
+            if found[what] != number:
+                doubts.append(f"{part}: {found[what]:,} {what}, published {number:,}")
+    if doubts and not any_count:
+        raise ValueError(f"{name} is not as published:\n    " + "\n    ".join(doubts) +
+                         f"\n{AS_IT_IS}")  # fmt: skip
+    return doubts
+
+
+def check_spots(name, files, any_count):
+    """Which of a few images are not the published ones, in words, where a file's own checksum was never published."""
+    expected = SETS[name].spots
+    if all(file and file.checksum for _, file in files):
+        return []
+    found = {member: hashlib.md5(content).hexdigest() for path, _ in files if path.name not in member_lists(name)
+             for member, content in read_members(path, set(expected))}  # fmt: skip
+    right = [member for member in found if found[member] == expected[member]]
+    if right and len(right) == len(found):
+        return []
+    doubts = [f"{files[0][0]}: cannot be told to be official; of {len(expected)} images whose MD5 is known, {len(found)} are there "
+              f"and {len(right)} agree"]  # fmt: skip
+    if not any_count:
+        raise ValueError(doubts[0] + f"\n{AS_IT_IS}")
+    return doubts
+
+
+def labels_of(csv_path):
+    """The column `label` of train.csv."""
+    with open(csv_path, newline="", errors="surrogateescape") as stream:
+        return [int(row["label"]) for row in csv.DictReader(stream)]
+
+
+def make(name, out, archive, resize, any_count, skip_unreadable):
+    """Make data/<set> without its plan, as the module says; returns its record."""
+    options = {"resize": resize, "counts": "any" if any_count else "published", "skip_unreadable": skip_unreadable,
+               "size": SIZE, "layout": 1}  # fmt: skip
+    made = read_set(out)
+    identity = [archive.name, archive.stat().st_size, archive.stat().st_mtime_ns] if archive and archive.exists() else None
+    if made.get("options") == options and (archive is None or made["official"] or identity == made["archive"]):
+        print(f"{out}: is made already, from {', '.join(made['files'])}")
+        return made
+    if made.get("official") and any_count:
+        raise ValueError(f"{out}: holds the official set, which COUNTS=any would replace; move it away or remove it first")
+    files = locate(name, archive)
+    doubts = verify(files, any_count)
+    entries = read_lists(name, files)
+    doubts += check_counts(name, entries, any_count)
+    doubts += check_spots(name, files, any_count)
+    wanted = {entry.path for part in PARTS for entry in entries[part]}
+    if len(wanted) < sum(map(len, entries.values())):
+        raise ValueError(f"{files[0][0]}: its lists name an image twice")
+
+    images = (found for path, _ in files if path.name not in member_lists(name) for found in read_members(path, wanted))
+    load = functools.partial(load_image, size=SIZE, resize=resize, upright=False)
+    record = {"name": name, "size": SIZE, "options": options, "archive": identity, "files": [str(path) for path, _ in files]}
+    written = write_set(out, entries, images, load, SIZE, record, mean=imagenet_mean(), skip_unreadable=skip_unreadable)
+    if skipped := len(wanted) - sum(map(len, written.values())):
+        doubts.append(f"{skipped:,} unreadable images were passed over")
+    record |= {"official": not doubts, "doubts": doubts}
+    finish(out, record)
+    if doubts:
+        print("This is not the official set:\n    " + "\n    ".join(doubts))
+    return record
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=SETS, required=True, dest="name")
+    parser.add_argument("--out", type=Path, help="folder to make (default data/<set>)")
+    parser.add_argument("--archive", type=Path, help="the set's file where you have it, or a folder that holds it")
+    parser.add_argument("--resize", choices=RESIZES, help="default: plain, but crop15 for sop")
+    parser.add_argument("--counts", choices=("published", "any"), default="published",
+                        help="any: go on where the files, images or classes are not the published ones")  # fmt: skip
+    parser.add_argument("--skip-unreadable", action="store_true", help="pass over images that cannot be decoded")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a training batch (default {BATCH})")
+    parser.add_argument("--layout", choices=("once", "paired"), default="once",
+                        help="paired: also the authors' LMDB, each image again for every appearance")  # fmt: skip
+    arguments = parser.parse_args()
+    out = arguments.out or Path("data") / arguments.name
+    with locked(out, "making a set"):
+        make(arguments.name, out, arguments.archive, arguments.resize or SETS[arguments.name].resize, arguments.counts == "any",
+             arguments.skip_unreadable)  # fmt: skip
+        plan = out / plan_file(arguments.batch)
+        if not plan.exists():
+            write_plan(plan, labels_of(out / "train.csv"), arguments.batch)
+        if arguments.layout == "paired":
+            write_paired(out / "train.lmdb", plan, out / paired_file(arguments.batch))
+
+
+if __name__ == "__main__":
+    run("paper_sets", main)

@@ -1,0 +1,134 @@
+"""Archives that nobody vouches for: what is read, and what is refused, in words."""
+
+import gzip
+import io
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+
+import pytest
+from miniature import add
+
+from data_prep import archives
+from data_prep.archives import read_members
+
+WANTED = {"images/a.jpg", "images/b.jpg", "images.txt"}
+
+
+def tar(path, *members, mode="w:gz"):
+    with tarfile.open(path, mode) as archive:
+        for name, content, *fields in members:
+            add(archive, name, content, **(fields[0] if fields else {}))
+    return path
+
+
+def read(path):
+    return dict(read_members(path, WANTED))
+
+
+def test_members_with_and_without_folders_before_them(tmp_path):
+    for number, prefix in enumerate(("", "./", "CUB_200_2011/", "./one/two/", "/absolute/")):
+        path = tar(tmp_path / f"{number}.tgz", (f"{prefix}images/a.jpg", b"a"), (f"{prefix}images/._a.jpg", b"x"),
+                   (f"{prefix}images.txt", b"list"))  # fmt: skip
+        assert read(path) == {"images/a.jpg": b"a", "images.txt": b"list"}
+    assert read(tar(tmp_path / "plain.tar", ("images/a.jpg", b"a"), mode="w")) == {"images/a.jpg": b"a"}
+    assert read(tar(tmp_path / "deep.tgz", ("one/two/three/images/a.jpg", b"a"))) == {}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("top/images/", "")
+        archive.writestr("top/images/a.jpg", b"a")
+    assert read(tmp_path / "a.zip") == {"images/a.jpg": b"a"}
+    (tmp_path / "folder/top/images").mkdir(parents=True)
+    (tmp_path / "folder/top/images/a.jpg").write_bytes(b"a")
+    assert read(tmp_path / "folder") == {"images/a.jpg": b"a"}
+
+
+def test_nothing_is_written_to_the_disk(tmp_path):
+    hostile = ("../../images/a.jpg", b"out"), ("/etc/images/b.jpg", b"b"), ("..", b"dots")
+    inside = tmp_path / "one" / "two"
+    inside.mkdir(parents=True)
+    assert read(tar(inside / "x.tgz", *hostile)) == {"images/b.jpg": b"b"}  # and that only as bytes
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["one", "two", "x.tgz"]
+
+
+@pytest.mark.parametrize("kind, fields", [
+    ("link", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+    ("link", {"type": tarfile.LNKTYPE, "linkname": "images/b.jpg"}),
+    ("device", {"type": tarfile.CHRTYPE}),
+    ("device", {"type": tarfile.FIFOTYPE}),
+])  # fmt: skip
+def test_links_and_devices(tmp_path, kind, fields):
+    path = tar(tmp_path / "x.tgz", ("images/b.jpg", b"b"), ("images/a.jpg", b"", fields))
+    with pytest.raises(ValueError, match=f"x.tgz: images/a.jpg is a {kind}, not a regular file"):
+        read(path)
+    assert read(tar(tmp_path / "y.tgz", ("images/b.jpg", b"b"), ("elsewhere", b"", fields))) == {"images/b.jpg": b"b"}
+
+
+def test_links_in_zips_and_folders(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        link = zipfile.ZipInfo("images/a.jpg")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    (tmp_path / "folder/images").mkdir(parents=True)
+    os.symlink("/etc/passwd", tmp_path / "folder/images/a.jpg")
+    for path in (tmp_path / "x.zip", tmp_path / "folder"):
+        with pytest.raises(ValueError, match="is a link, not a regular file"):
+            read(path)
+
+
+def test_a_member_twice(tmp_path):
+    with pytest.raises(ValueError, match="holds images/a.jpg twice, the second time as other/images/a.jpg"):
+        read(tar(tmp_path / "x.tgz", ("top/images/a.jpg", b"1"), ("other/images/a.jpg", b"2")))
+
+
+def header(name, size, kind=b"0"):
+    """A tar header that claims any size."""
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = struct.pack(">BxxxQ", 0x80, size) if size >= 8**11 else b"%011o\0" % size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("kind, message", [(b"0", "more than 67,108,864"), (b"L", "a part of"), (b"x", "a part of")])
+def test_sizes_are_bounded(tmp_path, kind, message):
+    """A header that claims a terabyte, for the image itself or for its name's extension, which tarfile reads at once."""
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(header("images/a.jpg", 1 << 40, kind) + bytes(1024)))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "x.tgz")
+
+
+def test_a_zip_that_unpacks_to_more_than_it_may(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MEMBER_LIMIT", 1000)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images/a.jpg", bytes(5000))
+    with pytest.raises(ValueError, match="has 5,000 bytes, more than 1,000"):
+        read(tmp_path / "x.zip")
+    lying = bytearray((tmp_path / "x.zip").read_bytes())
+    place = lying.index(b"PK\x01\x02")
+    lying[place + 24 : place + 28] = struct.pack("<I", 10)  # the directory claims ten bytes
+    (tmp_path / "lying.zip").write_bytes(lying)
+    with pytest.raises(ValueError, match="lying.zip: is damaged"):
+        read(tmp_path / "lying.zip")
+
+
+def test_damaged_archives(tmp_path):
+    whole = tar(tmp_path / "x.tgz", ("images/a.jpg", os.urandom(100000)), ("images/b.jpg", os.urandom(100000))).read_bytes()
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("images/a.jpg", os.urandom(1000))
+    packed = bytearray(stream.getvalue())
+    packed[100] ^= 255  # the content no longer has its checksum
+    flipped = bytearray(whole)
+    flipped[60000] ^= 255
+    damaged = {"cut.tgz": whole[:120000], "text.tgz": b"<html>not found</html>" * 50, "empty.tgz": b"", "flipped.tgz": flipped,
+               "x.zip": packed, "cut.zip": stream.getvalue()[:-30], "endless.tgz": gzip.compress(bytes(70 << 20))}  # fmt: skip
+    for name, content in damaged.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: is damaged, or no .tar"):
+            read(tmp_path / name)
+    with pytest.raises(ValueError, match="no such file or folder"):
+        read(tmp_path / "nowhere")

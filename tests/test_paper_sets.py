@@ -1,0 +1,329 @@
+"""The paper's sets from archives of the official layouts: every image and label, what stops it, what it says."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import shutil
+import tarfile
+
+import lmdb
+import miniature
+import numpy as np
+import pytest
+from caffe_pb2 import Datum
+from conftest import tool
+from PIL import Image
+
+from data_prep import paper_files, paper_sets
+from data_prep.batch_plan import make_plan
+from data_prep.download import Download
+from data_prep.image import load_image
+from data_prep.imagenet import imagenet_mean
+from data_prep.write_set import mean_bytes
+from pair_batch import ImageDatabase
+
+
+def make(name, out, archive, any_count=True, resize=None, skip=False):
+    return paper_sets.make(name, out, archive, resize or paper_files.SETS[name].resize, any_count, skip)
+
+
+def listed(out, part):
+    with open(out / f"{part}.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def contents(*archives):
+    """{path: bytes} of all files in .tgz archives, top folders as they are."""
+    found = {}
+    for path in archives:
+        with tarfile.open(path) as archive:
+            found |= {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+    return found
+
+
+def check_images(out, source, prefix, resize="plain"):
+    """Every listed image is in the LMDB at its place, resized from the archive's bytes."""
+    for part in ("train", "test"):
+        images = ImageDatabase(f"{out}/{part}.lmdb")
+        rows = listed(out, part)
+        assert len(images) == len(rows) == 18 and images.keys == [b"%08d" % place for place in range(18)]
+        for place, row in enumerate(rows):
+            image, label = images.read(place)
+            assert image.shape == (3, 256, 256) and label == int(row["label"])
+            np.testing.assert_array_equal(image, load_image(source[prefix + row["path"]], 256, resize))
+
+
+def test_cub(tmp_path, capsys):
+    archive = miniature.cub(tmp_path)
+    record = make("cub", tmp_path / "cub", archive)
+    source = contents(archive)
+    check_images(tmp_path / "cub", source, "CUB_200_2011/")
+    # Order and labels are those of the lists, read here another way.
+    paths = [line.split()[1] for line in source["CUB_200_2011/images.txt"].decode().splitlines()]
+    assert [row["path"] for part in ("train", "test") for row in listed(tmp_path / "cub", part)] == [
+        f"images/{path}" for path in paths
+    ]
+    assert [int(row["label"]) for row in listed(tmp_path / "cub", "test")] == [101] * 6 + [102] * 6 + [200] * 6
+    assert all(row["class"] == row["path"].split("/")[1] for row in listed(tmp_path / "cub", "train"))
+    assert record["official"] is False and "train: 18 images, published 5,864" in record["doubts"]
+    assert "This is not the official set" in capsys.readouterr().out
+    grey = ImageDatabase(f"{tmp_path}/cub/train.lmdb").read(2)[0]
+    assert (grey[0] == grey[1]).all() and (grey[0] == grey[2]).all()
+
+
+def test_cars196_gives_the_same_images_from_every_layout(tmp_path):
+    makers = {"one": miniature.cars, "zip": miniature.cars_zip, "two": miniature.cars_in_two}
+    found = {}
+    for kind, maker in makers.items():
+        (tmp_path / kind).mkdir()
+        archive = maker(tmp_path / kind)
+        record = make("cars196", tmp_path / f"set_{kind}", archive)
+        rows = [row for part in ("train", "test") for row in listed(tmp_path / f"set_{kind}", part)]
+        pixels = [ImageDatabase(f"{tmp_path}/set_{kind}/{part}.lmdb").read(place)[0].tobytes()
+                  for part in ("train", "test") for place in range(18)]  # fmt: skip
+        found[kind] = {(int(row["label"]), row["class"], image) for row, image in zip(rows, pixels)}
+        assert len(found[kind]) == 36 and not record["official"]
+        assert {int(row["label"]) for row in rows[:18]} == {1, 3, 98} and {int(row["label"]) for row in rows[18:]} == {99, 150, 196}
+    assert found["one"] == found["zip"] == found["two"]
+    assert (3, "Make Model 3 C/V 2012") in {entry[:2] for entry in found["one"]}
+    check_images(tmp_path / "set_one", contents(tmp_path / "one/car_ims.tgz"), "")
+
+
+def test_sop(tmp_path):
+    make("sop", tmp_path / "sop", miniature.sop(tmp_path))
+    shutil.unpack_archive(tmp_path / "Stanford_Online_Products.zip", tmp_path / "unpacked")
+    source = {str(path.relative_to(tmp_path / "unpacked")): path.read_bytes() for path in (tmp_path / "unpacked").rglob("*.JPG")}
+    check_images(tmp_path / "sop", source, "Stanford_Online_Products/", "crop15")
+    assert [int(row["label"]) for row in listed(tmp_path / "sop", "test")] == [11319] * 6 + [11320] * 6 + [11321] * 6
+    # Where it was unpacked already, the folder will do.
+    make("sop", tmp_path / "from_folder", tmp_path / "unpacked")
+    assert listed(tmp_path / "sop", "train") == listed(tmp_path / "from_folder", "train")
+
+
+def test_the_imagenet_mean_is_the_official_file(tmp_path):
+    make("cub", tmp_path / "cub", miniature.cub(tmp_path))
+    content = (tmp_path / "cub" / "mean.binaryproto").read_bytes()
+    assert hashlib.sha1(content).hexdigest() == "63e4652e656abc1e87b7a8339a7e02fca63a2c0c" and len(content) == 786446
+    assert imagenet_mean().mean(axis=(1, 2)) == pytest.approx([104.00699, 116.66877, 122.67891], abs=1e-4)
+    assert content.startswith(bytes.fromhex("080110031880022080022a808030")) and content == mean_bytes(imagenet_mean())
+
+
+def shrink(monkeypatch, name, archive, **changes):
+    """Let the miniature be the official set: its own size, checksum and counts."""
+    size, checksum = archive.stat().st_size, "sha256:" + hashlib.sha256(archive.read_bytes()).hexdigest()
+    official = dataclasses.replace(paper_files.SETS[name], layouts=((Download(archive.name, (), size, checksum),),),
+                                   images={"train": 18, "test": 18}, classes={"train": 3, "test": 3}, **changes)  # fmt: skip
+    monkeypatch.setitem(paper_files.SETS, name, official)
+
+
+def test_the_official_set(tmp_path, monkeypatch, capsys):
+    archive = miniature.cub(tmp_path)
+    shrink(monkeypatch, "cub", archive)
+    out = tmp_path / "cub"
+    record = make("cub", out, archive, any_count=False)
+    assert record["official"] is True and record["doubts"] == []
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    capsys.readouterr()
+    archive.rename(tmp_path / "moved.tgz")
+    for again in (None, tmp_path / "moved.tgz"):  # the archive is no longer needed, and may lie elsewhere
+        assert make("cub", out, again, any_count=False) == record
+    assert capsys.readouterr().out.count("is made already") == 2
+    with pytest.raises(ValueError, match="holds the official set, which COUNTS=any would replace"):
+        make("cub", out, tmp_path / "moved.tgz")
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_other_counts_stop_it(tmp_path, monkeypatch):
+    archive = miniature.cub(tmp_path)
+    shrink(monkeypatch, "cub", archive)
+    monkeypatch.setitem(paper_files.SETS["cub"].images, "train", 5864)
+    monkeypatch.setitem(paper_files.SETS["cub"].classes, "test", 100)
+    with pytest.raises(ValueError) as error:
+        make("cub", tmp_path / "cub", archive, any_count=False)
+    assert "train: 18 images, published 5,864\n    test: 3 classes, published 100" in str(error.value)
+    assert "COUNTS=any" in str(error.value) and not list((tmp_path / "cub").glob("*"))
+    assert len(make("cub", tmp_path / "cub", archive)["doubts"]) == 2
+
+
+def test_another_file_stops_it(tmp_path, monkeypatch):
+    archive = miniature.cub(tmp_path)
+    shrink(monkeypatch, "cub", archive)
+    content = bytearray(archive.read_bytes())
+    content[5] ^= 1  # gzip's time stamp: everything in it is as before
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=r"CUB_200_2011.tgz: has the sha256 \w+, expected \w+\nIt was damaged on the way"):
+        make("cub", tmp_path / "cub", archive, any_count=False)
+    assert "has the sha256" in make("cub", tmp_path / "cub", archive)["doubts"][0]
+
+
+def test_an_unpacked_folder_is_told_by_single_images(tmp_path, monkeypatch):
+    archive = miniature.cub(tmp_path)
+    source = contents(archive)
+    spots = {path.removeprefix("CUB_200_2011/"): hashlib.md5(content).hexdigest()
+             for path, content in source.items() if path.endswith("_3.jpg") or path.endswith("_9.jpg")}  # fmt: skip
+    assert len(spots) == 2
+    shrink(monkeypatch, "cub", archive, spots=spots)
+    shutil.unpack_archive(archive, tmp_path / "unpacked")
+    assert make("cub", tmp_path / "cub", tmp_path / "unpacked", any_count=False)["official"] is True
+    other = next((tmp_path / "unpacked").rglob("*_9.jpg"))
+    other.write_bytes(other.with_name(next(path.name for path in other.parent.glob("*_8.jpg"))).read_bytes())
+    with pytest.raises(ValueError, match="of 2 images whose MD5 is known, 2 are there and 1 agree"):
+        make("cub", tmp_path / "other", tmp_path / "unpacked", any_count=False)
+
+
+def test_unreadable_images_are_all_named_and_an_earlier_set_stays(tmp_path):
+    archive = miniature.cub(tmp_path)
+    make("cub", tmp_path / "cub", archive)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cub").iterdir()}
+    members = miniature.cub_members()
+    paths = [path for path in members if path.endswith(".jpg")]
+    broken = [paths[1], paths[7], paths[20]]
+    members |= {broken[0]: b"text", broken[1]: members[broken[1]][:100], broken[2]: b""}
+    miniature.cub(tmp_path, members)
+    with pytest.raises(ValueError, match="^3 of 36 images cannot be read:\n") as error:
+        make("cub", tmp_path / "cub", archive)
+    assert all(f"    {path}: " in str(error.value) for path in broken)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cub").iterdir()} == before
+    record = make("cub", tmp_path / "cub", archive, skip=True)
+    assert record["train"]["images"] + record["test"]["images"] == 33 and "3 unreadable images were passed over" in record["doubts"]
+    images = ImageDatabase(f"{tmp_path}/cub/train.lmdb")  # 16: two of the broken ones train
+    rows = listed(tmp_path / "cub", "train")
+    assert len(images) == len(rows) == 16 and not {row["path"] for row in rows} & set(broken)
+    for place, row in enumerate(rows):
+        np.testing.assert_array_equal(images.read(place)[0], load_image(members[row["path"]], 256))
+
+
+def changed(members, name, old, new):
+    return {**members, name: re.sub(old, new, members[name].decode(), count=1, flags=re.M).encode()}
+
+
+def test_wrong_lists(tmp_path):
+    members = miniature.cub_members()
+    first = next(path for path in members if path.endswith(".jpg"))
+    without_list, without_image = ({path: content for path, content in members.items() if path != gone}
+                                   for gone in ("classes.txt", first))  # fmt: skip
+    labels = "image_class_labels.txt"
+    for wrong, message in (
+        (without_list, "expected the lists classes.txt, image_class"),
+        (without_image, f"1 of 36 images are listed and not there, the first: {first}"),
+        (changed(members, "images.txt", "^3 .*$", "3"), "images.txt, line 3: expected 2 columns, found '3'"),
+        (changed(members, "images.txt", "^3 .*$", "1003 images/x.jpg"), "image 1003 has no class"),
+        (changed(members, labels, "^3 1$", "3 one"), f"{labels}: expected a whole number, found 'one'"),
+        (changed(members, labels, "^3 1$", "3 77"), "image 3 has no class in"),
+        (changed(members, "images.txt", "^3 .*$", "3 " + first.removeprefix("images/")), "its lists name an image twice"),
+    ):
+        archive = miniature.cub(tmp_path, wrong)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            make("cub", tmp_path / "cub", archive)
+        assert not list((tmp_path / "cub").glob("*")), message
+    (tmp_path / "cars_annos.mat").write_bytes(b"no Matlab file")
+    miniature.write_tar(tmp_path / "car_ims.tgz", {"car_ims/000001.jpg": b""})
+    with pytest.raises(ValueError, match="cars_annos.mat: cannot be read as Matlab's annotations"):
+        make("cars196", tmp_path / "cars", tmp_path / "car_ims.tgz")
+
+
+def test_what_was_made_from_an_earlier_set_goes_with_it(tmp_path):
+    """A batch plan and a paired LMDB belong to one list of images."""
+    archive = miniature.cub(tmp_path)
+    options = ("--set", "cub", "--out", tmp_path / "cub", "--counts", "any", "--batch", 8, "--layout", "paired")
+    done = tool("data_prep/paper_sets.py", *options, "--archive", archive)
+    assert done.returncode == 0 and "pairs_m8.npz: 33 batches of 8" in done.stdout, done.stderr
+    assert {path.name for path in (tmp_path / "cub").glob("*_m8*")} == {"pairs_m8.npz", "train_paired_m8.lmdb"}
+    again = tool("data_prep/paper_sets.py", *options)
+    assert again.returncode == 0 and again.stdout.count("is made already") == 2
+    members = miniature.cub_members(seed=5)
+    members[next(path for path in members if path.endswith(".jpg"))] = b"damaged"
+    miniature.cub(tmp_path, members)
+    record = make("cub", tmp_path / "cub", archive, skip=True)
+    assert record["train"]["images"] == 17 and not list((tmp_path / "cub").glob("*_m8*"))
+
+
+def test_the_paired_layout_is_the_plan_written_out(tmp_path):
+    make("cub", tmp_path / "cub", miniature.cub(tmp_path))
+    done = tool(
+        "data_prep/paper_sets.py", "--set", "cub", "--out", tmp_path / "cub", "--counts", "any", "--batch", 8, "--layout", "paired"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train_paired_m8.lmdb: 264 images, 0.0531 GB (train.lmdb has 0.00362 GB)" in done.stdout
+    plan = np.load(tmp_path / "cub" / "pairs_m8.npz")["batches"]
+    rows = listed(tmp_path / "cub", "train")
+    once = ImageDatabase(f"{tmp_path}/cub/train.lmdb")
+    with (
+        lmdb.open(f"{tmp_path}/cub/train_paired_m8.lmdb", readonly=True, lock=False) as environment,
+        environment.begin() as reading,
+    ):
+        found = list(reading.cursor())
+    assert [key for key, _ in found] == [b"%08d" % place for place in range(33 * 8)]
+    for place, (_, value) in enumerate(found):
+        datum = Datum.FromString(value)
+        assert (datum.channels, datum.height, datum.width, datum.encoded) == (3, 256, 256, False)
+        assert datum.label == int(rows[plan.ravel()[place]]["label"])
+        assert datum.data == once.read(plan.ravel()[place])[0].tobytes()
+
+
+def test_the_paired_layout_says_what_it_needs(tmp_path, monkeypatch):
+    make("cub", tmp_path / "cub", miniature.cub(tmp_path))
+    paper_sets.write_plan(tmp_path / "cub" / "pairs.npz", [row["label"] for row in listed(tmp_path / "cub", "train")])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))
+    with pytest.raises(OSError, match=r"51,445,760 bytes are needed and 1,000 are free .*LAYOUT=once"):
+        paper_sets.write_paired(tmp_path / "cub/train.lmdb", tmp_path / "cub/pairs.npz", tmp_path / "cub/train_paired.lmdb")
+    assert not list((tmp_path / "cub").glob("*paired*"))
+
+
+def sizes_of(images, classes, low, high):
+    """Class sizes in low..high that add up to so many images; the sets' own are not in this repository."""
+    random = np.random.default_rng(0)
+    sizes = random.integers(low, high, classes, endpoint=True)
+    while (difference := images - sizes.sum()) != 0:
+        place = random.integers(classes)
+        if low <= sizes[place] + np.sign(difference) <= high:
+            sizes[place] += np.sign(difference)
+    return sizes
+
+
+@pytest.mark.parametrize("images, classes, low, high", [(5864, 100, 41, 60), (8054, 98, 48, 136), (59551, 11318, 2, 12)])
+def test_plans_of_the_paper_s_sizes(images, classes, low, high):
+    """Published numbers of images and classes, published smallest and largest class."""
+    sizes = sizes_of(images, classes, low, high)
+    batches, facts = make_plan(np.repeat(np.arange(classes), sizes))
+    positive = int((sizes * (sizes - 1) // 2).sum() + images)  # all pairs of a class, and each image with itself
+    per_image = -(-positive // images)
+    assert facts["positive_pairs"] == positive and facts["negatives_per_image"] == per_image
+    assert batches.shape == ((positive + per_image * images) // 64, 128)
+    assert facts["negative_pairs"] == batches.size // 2 - positive and facts["repeated_classes"] == 0
+    assert batches.nbytes < 6e6
+
+
+def test_command_line_without_the_files(tmp_path):
+    """No network, no archive: one message with every address, size, checksum and the place to put it; nothing half made."""
+    dead = dict.fromkeys(("http_proxy", "https_proxy", "ftp_proxy"), "http://127.0.0.1:9")
+    expected = {
+        "cub": ["CUB_200_2011.tgz (1,150,585,339 bytes, sha256 0c685df5"],
+        "cars196": ["car_ims.tgz (1,956,628,579 bytes, md5 d5c8f0aa", "cars_annos.mat (394,471 bytes", "CARS196.zip",
+                    "cars_train.tgz", "cars_test_annos_withlabels.mat"],
+        "sop": ["Stanford_Online_Products.zip (3,083,860,082 bytes, sha256 b04fa782"],
+    }  # fmt: skip
+    for name, files in expected.items():
+        done = tool("data_prep/paper_sets.py", "--set", name, cwd=tmp_path, env=dead)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        for file in files:
+            assert file in done.stderr, done.stderr
+        for download in paper_files.SETS[name].layouts[0][0].addresses:
+            assert download in done.stderr
+        assert f"put it at data/downloads/{files[0].split()[0]}" in done.stderr and f"make data-{name} ARCHIVE=" in done.stderr
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {".lock"}
+
+
+def test_decoding_keeps_the_order_of_a_large_image(tmp_path):
+    """A large image is decoded for longer than the small ones after it; each keeps its own place."""
+    members = miniature.cub_members()
+    first = next(path for path in members if path.endswith(".jpg"))
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (2500, 3000, 3), dtype=np.uint8)).save(stream, "JPEG")
+    members[first] = stream.getvalue()
+    make("cub", tmp_path / "cub", miniature.cub(tmp_path, members))
+    check_images(tmp_path / "cub", {f"CUB_200_2011/{path}": content for path, content in members.items()}, "CUB_200_2011/")
+    assert json.loads((tmp_path / "cub" / "set.json").read_text())["train"]["images"] == 18

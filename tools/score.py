@@ -1,0 +1,47 @@
+"""Score a run: the net that training ended with, and its snapshots on the way there.
+
+    python tools/score.py --run runs/cub/lifted_64/seed1 --set data/cub --net prototxt/cub/lifted_64/deploy.prototxt --ks 1,2,4,8
+
+Writes features.npz and metrics.json of model.caffemodel, and features_iter_N.npz and metrics_iter_N.json of the
+snapshots of every 10,000 iterations before it. What is there already is not made again.
+"""
+
+from data_prep.command import run
+
+# isort: split
+
+import argparse
+from pathlib import Path
+
+from data_prep.files import read_record
+from data_prep.write_set import read_set
+from tools.evaluate import evaluate, numbers
+from tools.extract import extract
+
+EVERY = 10000  # iterations, the snapshots of the authors' solver
+
+
+def stages(folder):
+    """[(suffix of the files' names, weights)] of what is scored in a run's folder, the final net last."""
+    last = read_record(folder / "run.json").get("settings", {}).get("iterations", 0)
+    snapshots = [(f"_iter_{number}", folder / f"snapshot_iter_{number}.caffemodel") for number in range(EVERY, last, EVERY)]
+    return [(suffix, path) for suffix, path in snapshots if path.exists()] + [("", folder / "model.caffemodel")]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--set", type=Path, required=True, help="folder of the set, data/<set>")
+    parser.add_argument("--net", type=Path, required=True, help="deploy.prototxt")
+    parser.add_argument("--ks", type=numbers, help="the K of Recall@K, as far as there are images")
+    arguments = parser.parse_args()
+    images = read_set(arguments.set).get("test", {}).get("images", 0)
+    ks = [k for k in arguments.ks or () if k < images]  # a miniature has fewer images than the largest K
+    for suffix, weights in stages(arguments.run):
+        features = arguments.run / f"features{suffix}.npz"
+        extract(arguments.set, "test", features, arguments.net, weights)
+        evaluate(features, arguments.run / f"metrics{suffix}.json", ks)
+
+
+if __name__ == "__main__":
+    run("score", main)
