@@ -33,7 +33,7 @@ DEMO_NET := prototxt/demo/lifted_64
 
 PAPER := cub cars196 sop
 
-.PHONY: help env check test lint prototxt data-demo train-demo demo weights $(PAPER:%=data-%) $(PAPER:%=train-%)
+.PHONY: help env check test lint prototxt data-demo train-demo demo weights bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%)
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-14s %s\n' "$$verb" "$$text"; done
@@ -122,3 +122,12 @@ $(PAPER:%=train-%): train-%: weights data-%
 	@$(PYTHON) tools/figures.py --set data/$* --features $(HOME_OF_RUN)/features.npz --out $(HOME_OF_RUN)/retrieval.png
 	@$(PYTHON) tools/compare.py --metrics $(HOME_OF_RUN)/metrics*.json --published $* --out $(HOME_OF_RUN)/report.md
 	@echo "report: $(HOME_OF_RUN)/report.md    picture: $(HOME_OF_RUN)/retrieval.png    training: $(HOME_OF_RUN)/log.csv"
+
+compare-cub: ## all finished runs on CUB beside the published numbers, seeds in one row
+compare-cars196: ## the same for Cars196
+compare-sop: ## the same for Stanford Online Products
+$(PAPER:%=compare-%): compare-%: env
+	@$(PYTHON) tools/compare.py --runs runs/$* --published $* --out runs/$*/report.md
+
+bench-eval: env ## speed of retrieval and affinity propagation, as ratios against their peers
+	@$(PYTHON) tools/bench_eval.py --out runs/bench_eval.json

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from tools.evaluate import kmeans
 from tools.features import load_features, save_features
-from tools.metrics import nmi, pairwise_f1, recall_at_k
+from tools.metrics import nmi, pairwise_f1, purity, rand_index, recall_at_k, retrieval
 
 
 def literal_recall(features, labels, k):
@@ -24,6 +24,30 @@ def literal_recall(features, labels, k):
         others = [(math.dist(features[q], features[i]), labels[i] == labels[q]) for i in range(len(labels)) if i != q]
         hits += any(same for _, same in sorted(others)[:k])
     return hits / len(labels)
+
+
+def literal_map_at_r(features, labels):
+    """Musgrave et al. 2020, query by query; others of other classes first among equals."""
+    scores = []
+    for q in range(len(labels)):
+        others = sorted((math.dist(features[q], features[i]), labels[i] == labels[q]) for i in range(len(labels)) if i != q)
+        hits = [same for _, same in others]
+        r = sum(hits)
+        scores.append(sum(sum(hits[: i + 1]) / (i + 1) for i in range(r) if hits[i]) / r if r else 0.0)
+    return sum(scores) / len(scores)
+
+
+def literal_rand_index(labels, clusters):
+    pairs = list(combinations(range(len(labels)), 2))
+    return sum((labels[i] == labels[j]) == (clusters[i] == clusters[j]) for i, j in pairs) / len(pairs) if pairs else 1.0
+
+
+def literal_purity(labels, clusters):
+    right = 0
+    for cluster in set(clusters):
+        members = [label for label, own in zip(labels, clusters) if own == cluster]
+        right += max(members.count(label) for label in members)
+    return right / len(labels)
 
 
 def literal_f1(labels, clusters):
@@ -65,7 +89,29 @@ small = st.integers(2, 14).flatmap(
 def test_recall_on_grids_full_of_ties(batch):
     features, labels = batch
     ks = range(1, len(labels))
-    assert recall_at_k(features, labels, ks) == {k: literal_recall(features, labels, k) for k in ks}
+    found = retrieval(features, labels, ks)
+    assert found.recall_at == recall_at_k(features, labels, ks) == {k: literal_recall(features, labels, k) for k in ks}
+    assert found.map_at_r == pytest.approx(literal_map_at_r(features, labels), abs=1e-12)
+    assert found.lone_queries == sum(labels.count(label) == 1 for label in labels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(small, st.integers(0, 1000), st.sampled_from([1e-150, 0.5, 3.0, 1e30]))
+def test_retrieval_does_not_depend_on_order_names_or_scale(batch, seed, scale):
+    features, labels = batch
+    ks = range(1, len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    other = retrieval(features[order].astype(float) * scale, [f"class {10 - labels[i]}" for i in order], ks)
+    found = retrieval(features, labels, ks)
+    assert other.recall_at == found.recall_at and other.map_at_r == pytest.approx(found.map_at_r, abs=1e-12)
+
+
+def test_map_at_r_by_hand():
+    #            0    1    2    3    4
+    features = [[0], [1], [3], [4], [9]]
+    labels = ["a", "b", "a", "a", "b"]
+    # 0: 1b 2a of its two nearest: (1/2) / 2. 1: 0a: 0. 2: 3a 1b: 1 / 2. 3: 2a 1b: 1/2. 4: 3a: 0.
+    assert retrieval(features, labels, [1]).map_at_r == pytest.approx((0.25 + 0 + 0.5 + 0.5 + 0) / 5)
 
 
 def test_recall_on_more_rows_than_a_block():
@@ -126,7 +172,7 @@ def test_k_out_of_range(k):
 def test_labels_of_another_length():
     with pytest.raises(ValueError, match="expected features"):
         recall_at_k(np.eye(4), [0, 1, 2], [1])
-    for metric in (nmi, pairwise_f1):
+    for metric in (nmi, pairwise_f1, rand_index, purity):
         with pytest.raises(ValueError, match="expected labels"):
             metric([0, 1, 2], [0, 1])
 
@@ -140,6 +186,8 @@ def test_nmi_and_f1_equal_their_definitions(both):
     labels, clusters = both
     assert nmi(labels, clusters) == pytest.approx(literal_nmi(labels, clusters), abs=1e-9)
     assert pairwise_f1(labels, clusters) == pytest.approx(literal_f1(labels, clusters), abs=1e-12)
+    assert rand_index(labels, clusters) == pytest.approx(literal_rand_index(labels, clusters), abs=1e-12)
+    assert purity(labels, clusters) == pytest.approx(literal_purity(labels, clusters), abs=1e-12)
 
 
 @settings(max_examples=50, deadline=None)
@@ -149,7 +197,8 @@ def test_names_of_clusters_do_not_matter(both):
     renamed = [10 - c for c in clusters]
     assert nmi(labels, renamed) == pytest.approx(nmi(labels, clusters), abs=1e-12)
     assert nmi(clusters, renamed) == pytest.approx(1, abs=1e-12)
-    assert pairwise_f1(labels, renamed) == pairwise_f1(labels, clusters)
+    for metric in (pairwise_f1, rand_index, purity):
+        assert metric(labels, renamed) == metric(labels, clusters)
 
 
 def test_nmi_of_equal_partitions_is_never_above_1():
@@ -162,7 +211,10 @@ def test_nmi_of_equal_partitions_is_never_above_1():
 def test_nmi_and_f1_by_hand():
     # Classes {0,1,2} {3,4,5}, clusters {0,1} {2,3,4,5}.
     labels, clusters = [0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1]
-    # Pairs: 6 true, 7 predicted, 4 both.
+    # Pairs: 6 true, 7 predicted, 4 both, 15 in all.
+    assert rand_index(labels, clusters) == pytest.approx((4 + 15 - 6 - 7 + 4) / 15) and purity(labels, clusters) == pytest.approx(
+        5 / 6
+    )
     assert pairwise_f1(labels, clusters) == pytest.approx(8 / 13)
     information = 1 / 3 * math.log(2) + 1 / 6 * math.log(0.5) + 1 / 2 * math.log(1.5)
     entropies = math.log(2) - (1 / 3 * math.log(1 / 3) + 2 / 3 * math.log(2 / 3))

@@ -1,9 +1,11 @@
-"""The table of a run: its metrics beside its baselines' or the published ones, printed and as report.md.
+"""Our runs beside the published figures, printed and as report.md.
 
-For the demo, and for a set of the paper with its snapshots on the way:
+One run, with its baselines or with its snapshots on the way; or all finished runs of a set, the seeds of an experiment
+in one row:
 
     python tools/compare.py --metrics runs/demo/lifted_64/seed1/metrics.json --out report.md
     python tools/compare.py --metrics runs/cub/lifted_64/seed1/metrics*.json --published cub --out report.md
+    python tools/compare.py --runs runs/cub --published cub --out runs/cub/report.md
 """
 
 from data_prep.command import run
@@ -11,91 +13,63 @@ from data_prep.command import run
 # isort: split
 
 import argparse
-import json
+from collections import Counter
 from pathlib import Path
 
 from data_prep.files import written_aside
+from tools.published import METHODS, cite, is_paper_s_own, is_rerun, matches, own_batch, read_published, references, title, wrapped
+from tools.runs import finished_runs, grouped, read_metrics, set_of, training_of
+from tools.table import columns, difference, percent, table
 
 TITLES = {"raw_pixels": "raw pixels, 16x16", "untrained": "the net, untrained"}
-PUBLISHED = Path(__file__).with_name("published.json")
-BATCH = 128  # of the published rows that are shown
 
 
-def read_metrics(path):
-    """The metrics.json at `path`; ValueError names it when it is missing or lacks a metric."""
-    try:
-        metrics = json.loads(Path(path).read_text())
-        rows = [metrics, *metrics["baselines"].values()]
-        whole = all(row["recall_at"] and 0 <= row["nmi"] <= 1 and 0 <= row["f1"] <= 1 for row in rows)
-        if whole and isinstance(metrics["about"], dict):
-            return metrics
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; tools/evaluate.py makes it (make demo)") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise ValueError(f"{path}: is not what tools/evaluate.py writes; remove it and call the same command again")
-
-
-def percent(row):
-    """A row of metrics.json in percent, one digit after the point; published.json's have as many as their source."""
-    return {"recall_at": {k: round(100 * value, 1) for k, value in row["recall_at"].items()},
-            "nmi": round(100 * row["nmi"], 1), "f1": round(100 * row["f1"], 1)}  # fmt: skip
-
-
-def published_rows(name):
-    """[(title, row)] of a set's published rows, the title ending in the number of its source, and the list of sources."""
-    rows, sources = [], []
-    for row in json.loads(PUBLISHED.read_text()):
-        if row["set"] != name or (row["method"] == "lifted" and row["batch"] not in (None, BATCH)):
-            continue
-        source = f"{row['source']} (read at {row['read']})"
-        if source not in sources:
-            sources.append(source)
-        size = f"{row['dimensions']} dimensions" if row["dimensions"] else "size not stated"
-        rows.append((f"published: {row['method']}, {row['network']}, {size} [{sources.index(source) + 1}]", row))
-    return rows, sources
-
-
-def table(rows):
-    """[(title, row in percent)] as a Markdown table with a column for each K that any row has; a dash where a number is unknown."""
-    ks = sorted({int(k) for _, row in rows for k in row["recall_at"]})
-    cells = [["", *(f"Recall@{k}" for k in ks), "NMI", "F1"]]
-    for title, row in rows:
-        values = [*(row["recall_at"].get(str(k)) for k in ks), row["nmi"], row["f1"]]
-        cells.append([title, *("–" if value is None else str(value) for value in values)])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-
-    def line(parts):
-        return "| " + " | ".join(part.ljust(widths[0]) if i == 0 else part.rjust(widths[i]) for i, part in enumerate(parts)) + " |"
-
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
-
-
-def title_of(metrics):
-    """What a row of ours is called where several stand beside published ones."""
-    training = metrics["about"].get("training")
-    return f"here: after {training['iteration']:,} iterations" if training else "here"
-
-
-def doubts(metrics):
-    """A paragraph that stands above the table when the set is not the official one, else nothing."""
-    data = metrics["about"].get("set") or {}
-    if data.get("official") is not False:
+def doubts(found):
+    """A paragraph that stands above the table when a set is not the official one, else nothing."""
+    wrong = [set_of(metrics) for metrics in found if set_of(metrics).get("official") is False]
+    if not wrong:
         return []
-    return ["**This is not the official set. These numbers are not to be compared with published ones:**\n"
-            + "\n".join(f"- {doubt}" for doubt in data["doubts"])]  # fmt: skip
+    which = "This is not the official set. These" if len(wrong) == len(found) else "Some rows are 'not official'. Their"
+    lines = dict.fromkeys(f"- {doubt}" for data in wrong for doubt in data.get("doubts") or ())
+    return ["\n".join([f"**{which} numbers are not to be compared with published ones:**", *lines])]
 
 
-def recipe(metrics):
-    """Sentences about the training that a reader of the table must know."""
-    training = metrics["about"].get("training")
+def images(metrics):
+    return f"{metrics['n']:,} images of {metrics['classes']:,} classes, none of them seen in training; percent."
+
+
+def scoring(metrics):
+    """Sentences about how the figures were measured."""
+    facts = metrics["clustering"]
+    details = ", ".join(f"seed {facts[key]}" if key == "seed" else facts[key] for key in ("library", "seed") if key in facts)
+    clusters = f"NMI and F1 of {facts['clusters']:,} clusters by {facts['method']}{f' ({details})' if details else ''}."
+    if facts.get("wanted", facts["clusters"]) != facts["clusters"]:
+        clusters += f" {facts['wanted']:,} were wanted."
+    if facts.get("converged") is False:
+        clusters += " The clustering did not converge."
+    lone = metrics.get("lone_queries")
+    alone = [f"{lone:,} queries have no other image of their class."] if lone else []
+    return ["Recall@K by Euclidean distance.", clusters, *alone]
+
+
+def recipe(runs):
+    """How the runs of one experiment were trained, in words; empty when that is not known."""
+    known = [training_of(metrics) for metrics in runs if training_of(metrics)]
+    if not known:
+        return ""
+    seeds = sorted(training["seed"] for training in known)
+    batch = f", batch {known[0]['batch']}" if known[0].get("batch") else ""
+    text = (f"base_lr {known[0]['base_lr']:g}, {known[0]['iterations']:,} iterations{batch}, seed{'s' * (len(seeds) > 1)} "
+            f"{', '.join(map(str, seeds))} ({', '.join(sorted({training['solver'] for training in known}))}).")  # fmt: skip
+    return text + (" A seed that stands there twice is no second experiment." if len(set(seeds)) < len(seeds) else "")
+
+
+def cautions(metrics):
+    """Sentences about the training that a reader of the published figures must know."""
+    training, lines = training_of(metrics), []
     if not training:
-        return []
-    batch = f", batch {training['batch']}" if training.get("batch") else ""
-    lines = [f"Recipe: base_lr {training['base_lr']:g}, {training['iterations']:,} iterations{batch}, seed {training['seed']} "
-             f"({training['solver']})."]  # fmt: skip
-    if "prototxt/cub/" in training["solver"] and training["iterations"] == 20000:
+        return lines
+    if "prototxt/cub/lifted" in training["solver"] and training["iterations"] == 20000:
         lines.append("Nobody published this recipe: the authors trained CUB with this learning rate for 40,000 iterations "
                      "(RECIPE=authors), the paper says 20,000. Expect less than the published figure.")  # fmt: skip
     weights = training.get("weights")
@@ -103,34 +77,115 @@ def recipe(metrics):
         lines.append("Trained from random weights, where the paper starts from BVLC's GoogLeNet.")
     elif not weights["bvlc_googlenet"]:
         lines.append(f"The starting weights were not BVLC's GoogLeNet, but a file with the SHA-1 {weights['sha1']}.")
-    return ["\n".join(lines)]
+    return lines
+
+
+def bullets(lines):
+    return "\n".join(wrapped(line, "- " if len(lines) > 1 else "") for line in lines)
+
+
+def said_once(groups, sentences):
+    """What `sentences` says of the metrics of all groups, each sentence once, and of which rows where it does not hold for all."""
+    rows, everything = {}, [f"({group['letter']})" for group in groups]
+    for group in groups:
+        said = Counter(sentence for metrics in group["runs"] for sentence in sentences(metrics))
+        for sentence, times in said.items():
+            part = "" if times == len(group["runs"]) else f", {times} of {len(group['runs'])} runs"
+            rows.setdefault(sentence, []).append(f"({group['letter']}{part})")
+    return bullets([line if found == everything else f"{', '.join(found)}: {line}" for line, found in rows.items()])
+
+
+def one_run(paths, name, row_title):
+    """The paragraphs of a report on one run: its baselines and snapshots, and the published rows of the paper's methods."""
+    found = sorted((read_metrics(path) for path in paths), key=lambda metrics: training_of(metrics).get("iteration", 0))
+    last, rows, sources = found[-1], [], []
+    for row in read_published(name):
+        batches = (None, own_batch(row["method"]), training_of(last).get("batch"))
+        if row["method"] in METHODS and row["batch"] in batches and not is_rerun(row):
+            rows.append((f"published: {title(row)} {cite(row, sources)}", columns(row)))
+    rows += [(TITLES.get(baseline, baseline), percent([row])) for baseline, row in last["baselines"].items()]
+    for metrics in found:
+        iteration = training_of(metrics).get("iteration")
+        here = "here" if iteration is None else f"here: after {iteration:,} iterations"
+        rows.append((here if name else row_title, percent([metrics])))
+    text = [*doubts([last]), images(last), table(rows), " ".join(scoring(last))]
+    if name:
+        text.append("\n".join([f"Recipe: {recipe([last]) or 'not known.'}", *cautions(last)]))
+    return [*text, references(sources)]
+
+
+def all_runs(folder, name):
+    """The paragraphs of a report on all finished runs of a set, each experiment above the published row of its kind."""
+    groups = grouped(finished_runs(folder, name or folder.name))
+    published, sources = read_published(name), []
+    rows, notes, shown = main_table(groups, published, name, sources)
+    begun = [path.parent for path in sorted(folder.glob("*/*/run.json")) if not path.with_name("metrics.json").exists()]
+    notes += [f"Not finished, and not in the table: {', '.join(map(str, begun))}."] if begun else []
+    text = [*doubts([metrics for group in groups for metrics in group["runs"]]),
+            said_once(groups, lambda metrics: [images(metrics)]),
+            table(rows),
+            bullets(notes),
+            bullets([f"({one['letter']}) {one['network'] or 'network not known'}, {recipe(one['runs']) or 'recipe not known.'}"
+                     for one in groups]),
+            said_once(groups, scoring),
+            said_once(groups, cautions) if name else ""]  # fmt: skip
+    ours = {group["method"] for group in groups}
+    for same_method, heading in (
+        (True, "Another network, size or batch than ours, or a re-run by others: not to be compared one to one"),
+        (False, "Other methods: not to be compared one to one"),
+    ):
+        chosen = [row for row in published if row not in shown and (row["method"] in ours) == same_method]
+        block = [(f"{'re-run: ' * is_rerun(row)}{title(row)} {cite(row, sources)}", columns(row)) for row in chosen]
+        text += [f"**{heading}**", table(block)] if block else []
+    return [*text, references(sources)]
+
+
+def main_table(groups, published, name, sources):
+    """Rows for table(): the paper's own, then each of ours with its published like. Notes on them; the published rows shown."""
+    shown = [row for row in published if is_paper_s_own(row)]
+    rows = [(f"paper's own: {row['method']}, size not stated, batch {row['batch']} {cite(row, sources)}", columns(row))
+            for row in shown]  # fmt: skip
+    without, unsure, notes = [], [], []
+    for group in groups:
+        rows.append((f"ours ({group['letter']}): {group['title']}", percent(group["runs"])))
+        like = [row for row in published if matches(row, group)]
+        data = set_of(group["runs"][0])
+        official = data.get("official") and data.get("name") == name
+        for row in like:
+            rows.append((f"  published: {row['method']} {row['dimensions']}, {row['network']} {cite(row, sources)}", columns(row)))
+            rows += [("  ours - published", difference(group["runs"], row))] if official else []
+        shown += like
+        without += [] if like else [f"({group['letter']})"]
+        unsure += [f"({group['letter']})"] if like and not official else []
+    if any(len(group["runs"]) > 1 for group in groups):
+        notes.append("Several runs: mean±sample standard deviation.")
+    if shown and is_paper_s_own(shown[0]):
+        notes.append("The paper's own tables do not state the size of the embedding: no difference is taken.")
+    if name and without:
+        notes.append(f"{', '.join(without)}: no published number of the same method, network, size and batch is known.")
+    if unsure:
+        notes.append(f"{', '.join(unsure)}: not the official set {name}, or not known to be. No difference is taken.")
+    if len({set_of(metrics).get("content") for group in groups for metrics in group["runs"]}) > 1:
+        notes.append("'set' and a number: `content` in set.json, another one for other images or another way to resize them.")
+    return rows, notes, shown
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--metrics", type=Path, required=True, nargs="+", help="metrics.json of the run, of its snapshots too")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--metrics", type=Path, nargs="+", help="metrics.json of one run, of its snapshots too")
+    given.add_argument("--runs", type=Path, help="folder of a set's runs, runs/<set>: all that are finished")
     parser.add_argument("--out", type=Path, required=True, help="report.md to write")
-    parser.add_argument("--title", default="lifted structured embedding", help="of the run's row, where nothing published is shown")
+    parser.add_argument("--title", default="lifted structured embedding", help="of a run's row, where nothing published is shown")
     parser.add_argument("--published", metavar="SET", help="show the published rows of this set")
     arguments = parser.parse_args()
-    found = [read_metrics(path) for path in arguments.metrics]
-    found.sort(key=lambda metrics: (metrics["about"].get("training") or {}).get("iteration", 0))
-    last = found[-1]
-    rows, sources = published_rows(arguments.published) if arguments.published else ([], [])
-    rows += [(TITLES.get(name, name), percent(row)) for name, row in last["baselines"].items()]
-    rows += [(title_of(metrics) if arguments.published else arguments.title, percent(metrics)) for metrics in found]
-    clustering = last["clustering"]
-    text = [*doubts(last),
-            f"{last['n']:,} images of {last['classes']:,} classes, none of them seen in training; percent.",
-            table(rows),
-            f"Recall@K by Euclidean distance; NMI and F1 of {clustering['clusters']:,} clusters by {clustering['method']} "
-            f"({clustering['library']}, seed {clustering['seed']})."]  # fmt: skip
-    if arguments.published:
-        text += recipe(last)
-        text.append("\n".join(f"[{number}] {source}" for number, source in enumerate(sources, 1)))
-    text = "\n\n".join(text) + "\n"
+    if arguments.runs:
+        heading, text = arguments.runs, all_runs(arguments.runs, arguments.published)
+    else:
+        heading, text = arguments.metrics[0].parent, one_run(arguments.metrics, arguments.published, arguments.title)
+    text = "\n\n".join(paragraph for paragraph in text if paragraph) + "\n"
     with written_aside(arguments.out) as aside:
-        aside.write_text(f"# {arguments.metrics[0].parent}\n\n{text}")
+        aside.write_text(f"# {heading}\n\n{text}")
     print(f"\n{text}")
 
 

@@ -1,0 +1,114 @@
+"""The finished runs of a set, and which of them are one experiment under several seeds."""
+
+import json
+import re
+from pathlib import Path
+from string import ascii_lowercase
+
+from tools.published import METHODS, SAME, own_batch
+
+OTHER_NETWORKS = ("Inception-BN", "ResNet-50")  # known by their names in a solver's path
+GOOGLENET = ("cub", "cars196", "sop")  # sets that are trained with it where nothing else is said
+TRAINING = {"solver", "seed", "iterations", "base_lr"}  # of run.json, all of them or it is not known how a run was trained
+
+
+def read_metrics(path, again="remove it and call the same command again"):
+    """The metrics.json at `path`; ValueError names it, and what to do, when it is missing or damaged."""
+    try:
+        metrics = json.loads(Path(path).read_text())
+        whole = min(metrics["n"], metrics["classes"], metrics["clustering"]["clusters"]) > 0 and metrics["clustering"]["method"]
+        for row in (metrics, *metrics["baselines"].values()):
+            shares = [*row["recall_at"].values(), row["nmi"], row["f1"], row.get("map_at_r") or 0]
+            whole = whole and row["recall_at"] and all(map(int, row["recall_at"])) and all(0 <= share <= 1 for share in shares)
+        if whole and all(isinstance(metrics["about"].get(name) or {}, dict) for name in ("training", "set")):
+            return metrics
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; tools/evaluate.py makes it (make demo)") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{path}: is not what tools/evaluate.py writes; {again}")
+
+
+def training_of(metrics):
+    """What run.json says about the training behind a metrics.json; empty when that is not known."""
+    training = metrics["about"].get("training") or {}
+    return training if training.keys() >= TRAINING else {}
+
+
+def set_of(metrics):
+    """What set.json says about the images behind a metrics.json; empty when that is not known."""
+    return metrics["about"].get("set") or {}
+
+
+def finished_runs(folder, name):
+    """The runs of the set `name` that are scored, <folder>/<method>_<dim>[_m<batch>]/<run>/; ValueError lists damaged ones."""
+    runs, wrong = [], []
+    train = f"make train-{name}" if name in (*GOOGLENET, "demo") else "tools/train.py"
+    for path in sorted(folder.glob("*/*/metrics.json")):
+        try:
+            metrics = read_metrics(path, f"remove it, and have this run scored again ({train} with its own variables)")
+            runs.append(describe(path.parent, name, metrics))
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    if not runs:
+        raise ValueError(f"{folder}: no finished run; {train}")
+    return runs
+
+
+def describe(folder, name, metrics):
+    """A run as a dict: the keys of SAME, `metrics`, and `words` for what else makes it another experiment than others."""
+    kind = folder.parent.name
+    parts = re.fullmatch(r"(.+)_(\d+)_m(\d+)|(.+)_(\d+)", kind)
+    method, dimensions, batch = (parts[1] or parts[4], int(parts[2] or parts[5]), parts[3]) if parts else (kind, None, None)
+    training, data = training_of(metrics), set_of(metrics)
+    network = network_of(training, name)
+    content = data.get("content")
+    words = {
+        "network": network or "network not known",
+        "recipe": f"recipe of {folder.name} not known",
+        "start": "",
+        "official": {True: "official", False: "not official"}.get(data.get("official"), "set not known"),
+        "content": f"set {content[:8]}" if content else "",
+        "clustering": metrics["clustering"]["method"],
+    }
+    if training:
+        weights = training.get("weights")
+        words["recipe"] = f"lr {training['base_lr']:g}, {training['iterations']:,} it"
+        words["start"] = f"start {'BVLC' if weights['bvlc_googlenet'] else weights['sha1'][:8]}" if weights else "random start"
+    return {"method": method.replace("_", " "), "dimensions": dimensions, "network": network,
+            "batch": training.get("batch") or int(batch or own_batch(method)), "words": words, "metrics": metrics}  # fmt: skip
+
+
+def network_of(training, name):
+    """The network of a run, as far as its training tells; None when it is not known."""
+    solver = re.sub("[-_]", "", training.get("solver", "")).lower()
+    named = [network for network in OTHER_NETWORKS if network.replace("-", "").lower() in solver]
+    return training.get("network") or (named[0] if named else "GoogLeNet" if name in GOOGLENET else None)
+
+
+def grouped(runs):
+    """Each experiment as a dict: the keys of SAME, `title`, a `letter` for notes on it, and `runs`, the metrics of its seeds.
+
+    A title names what is not the same in all experiments, and the number of runs where there are several.
+    """
+    groups = {}
+    for run in runs:
+        groups.setdefault((*(run[key] for key in SAME), *run["words"].values()), []).append(run)
+    differing = [word for word in runs[0]["words"] if len({run["words"][word] for run in runs}) > 1]
+    experiments = []
+    for group in groups.values():
+        first = group[0]
+        title = [f"{first['method']} {first['dimensions'] or ''}".strip()]
+        title += [f"batch {first['batch']}"] if first["batch"] != own_batch(first["method"]) else []
+        title += [first["words"][word] for word in differing if first["words"][word]]
+        title += [f"{len(group)} runs"] if len(group) > 1 else []
+        keys = {key: first[key] for key in SAME}
+        experiments.append({**keys, "title": ", ".join(title), "runs": [run["metrics"] for run in group]})
+    place = {method: number for number, method in enumerate(METHODS)}
+    experiments.sort(key=lambda one: (place.get(one["method"], len(place)), one["method"], one["dimensions"] or 0, one["batch"],
+                                      one["title"]))  # fmt: skip
+    for number, experiment in enumerate(experiments):
+        experiment["letter"] = ascii_lowercase[number % 26] * (number // 26 + 1)
+    return experiments
