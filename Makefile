@@ -33,7 +33,7 @@ DEMO_NET := prototxt/demo/lifted_64
 
 PAPER := cub cars196 sop
 
-.PHONY: help env check test lint prototxt data-demo train-demo demo weights bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%)
+.PHONY: help env check test lint prototxt data-demo train-demo demo weights figures bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%)
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-14s %s\n' "$$verb" "$$text"; done
@@ -69,7 +69,8 @@ train-demo: data-demo ## train the demo's embedding [SEED=1] [ITERS=] [RUN=name]
 demo: train-demo ## the whole job on the demo's images: train, extract, score, compare, draw
 	@$(MAKE) --no-print-directory $(DEMO_RUN)/retrieval.png
 	@$(PYTHON) tools/compare.py --metrics $(DEMO_RUN)/metrics.json --out $(DEMO_RUN)/report.md
-	@echo "picture: $(DEMO_RUN)/retrieval.png    numbers: $(DEMO_RUN)/metrics.json    training: $(DEMO_RUN)/log.csv"
+	@$(PYTHON) tools/report.py --run $(DEMO_RUN) --set data/$(SET) --out $(DEMO_RUN)/report.html --again "make demo$(if $(filter 1,$(HOLDOUT)), HOLDOUT=1)"
+	@echo "report: $(DEMO_RUN)/report.html    picture: $(DEMO_RUN)/retrieval.png    numbers: $(DEMO_RUN)/metrics.json"
 
 runs/$(SET)/raw_pixels.npz: data/$(SET)/set.json
 	@$(PYTHON) tools/extract.py --set data/$(SET) --pixels 16 --out $@
@@ -113,21 +114,31 @@ $(PAPER:%=data-%): data-%: env
 train-cub: ## the paper's experiment on CUB: data, training, scores beside the published ones [DIM=64] [SEED=1] [RECIPE=authors]
 train-cars196: ## the same for Cars196
 train-sop: ## the same for Stanford Online Products
-$(PAPER:%=train-%): NET = prototxt/$(@:train-%=%)/lifted_$(DIM)
-$(PAPER:%=train-%): HOME_OF_RUN = runs/$(@:train-%=%)/lifted_$(DIM)$(if $(filter-out 128,$(BATCH)),_m$(BATCH))/$(RUN)
+NET = prototxt/$*/lifted_$(DIM)
+HOME_OF_RUN = runs/$*/lifted_$(DIM)$(if $(filter-out 128,$(BATCH)),_m$(BATCH))/$(RUN)
 $(PAPER:%=train-%): train-%: weights data-%
 	@$(PYTHON) tools/train.py --solver $(NET)/solver$(if $(filter authors-cub,$(RECIPE)-$*),_authors).prototxt --set data/$* --batch $(BATCH) \
 	  --run $(HOME_OF_RUN) --seed $(SEED) --weights "$(START)" $(if $(ITERS),--iterations $(ITERS))
 	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net $(NET)/deploy.prototxt --ks $(KS_$*)
 	@$(PYTHON) tools/figures.py --set data/$* --features $(HOME_OF_RUN)/features.npz --out $(HOME_OF_RUN)/retrieval.png
 	@$(PYTHON) tools/compare.py --metrics $(HOME_OF_RUN)/metrics*.json --published $* --out $(HOME_OF_RUN)/report.md
-	@echo "report: $(HOME_OF_RUN)/report.md    picture: $(HOME_OF_RUN)/retrieval.png    training: $(HOME_OF_RUN)/log.csv"
+	@echo "report: $(HOME_OF_RUN)/report.md (make report-$* makes a page of it)    picture: $(HOME_OF_RUN)/retrieval.png    training: $(HOME_OF_RUN)/log.csv"
 
 compare-cub: ## all finished runs on CUB beside the published numbers, seeds in one row
 compare-cars196: ## the same for Cars196
 compare-sop: ## the same for Stanford Online Products
 $(PAPER:%=compare-%): compare-%: env
 	@$(PYTHON) tools/compare.py --runs runs/$* --published $* --out runs/$*/report.md
+	@$(PYTHON) tools/plots.py --runs runs/$* --published $* --out runs/$*/curves.png
+
+report-cub: ## a run on CUB as one page: table, curves, retrieved images, map, recipe [DIM=64] [SEED=1] [RUN=name]
+report-cars196: ## the same for Cars196
+report-sop: ## the same for Stanford Online Products
+$(PAPER:%=report-%): report-%: env
+	@$(PYTHON) tools/report.py --run $(HOME_OF_RUN) --set data/$* --out $(HOME_OF_RUN)/report.html --again "make train-$* report-$*"
+
+figures: env ## the paper's figure 4, from this project's losses: runs/figures/gradients.png
+	@$(PYTHON) tools/gradient_figure.py --out runs/figures/gradients.png
 
 bench-eval: env ## speed of retrieval and affinity propagation, as ratios against their peers
 	@$(PYTHON) tools/bench_eval.py --out runs/bench_eval.json

@@ -5,6 +5,7 @@ bounded size; what is not asked for is passed over unread.
 """
 
 import gzip
+import hashlib
 import os
 import stat
 import tarfile
@@ -64,6 +65,17 @@ def read_members(path, wanted):
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, RuntimeError, ValueError,
             OverflowError) as error:  # fmt: skip
         raise ValueError(f"{path}: is damaged, or no .tar, .tar.gz or .zip ({type(error).__name__}: {error})") from None
+
+
+def identity(path):
+    """What changes when the archive or folder at `path` does: its name, and size and time of it or of all files in it."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+    listing = hashlib.sha256()
+    for name, _, size, _ in _folder(path):
+        listing.update(f"{name}\0{size}\0{(path / name).lstat().st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return [path.name, listing.hexdigest()]
 
 
 def _match(member, wanted):

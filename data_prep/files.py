@@ -72,6 +72,11 @@ def locked(folder, work):
         yield
 
 
+def user_path(text):
+    """The path that a person typed: ~ is their home also where the shell left it, as in ARCHIVE=~/file."""
+    return Path(text).expanduser()
+
+
 def sha256(path):
     """The SHA-256 of a file's content, hexadecimal."""
     with open(path, "rb") as stream:

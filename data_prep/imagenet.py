@@ -18,6 +18,7 @@ from caffe_pb2 import NetParameter
 from google.protobuf.message import DecodeError
 
 from data_prep.download import Download, fetch
+from data_prep.files import user_path
 from data_prep.write_set import mean_bytes
 
 WEIGHTS = Download(
@@ -62,7 +63,7 @@ def check_file(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="a .caffemodel to start from instead of BVLC's")
+    parser.add_argument("--weights", type=user_path, help="a .caffemodel to start from instead of BVLC's")
     arguments = parser.parse_args()
     if arguments.weights:
         check_file(arguments.weights)

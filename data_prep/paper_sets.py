@@ -17,10 +17,10 @@ import functools
 import hashlib
 from pathlib import Path
 
-from data_prep.archives import read_members
+from data_prep.archives import identity, read_members
 from data_prep.batch_plan import BATCH, plan_file, write_plan
 from data_prep.download import DOWNLOADS, difference, fetch
-from data_prep.files import locked
+from data_prep.files import locked, user_path
 from data_prep.image import RESIZES, load_image
 from data_prep.imagenet import imagenet_mean
 from data_prep.paired_lmdb import paired_file, write_paired
@@ -139,8 +139,8 @@ def make(name, out, archive, resize, any_count, skip_unreadable):
     options = {"resize": resize, "counts": "any" if any_count else "published", "skip_unreadable": skip_unreadable,
                "size": SIZE, "layout": 1}  # fmt: skip
     made = read_set(out)
-    identity = [archive.name, archive.stat().st_size, archive.stat().st_mtime_ns] if archive and archive.exists() else None
-    if made.get("options") == options and (archive is None or made["official"] or identity == made["archive"]):
+    source = identity(archive) if archive and archive.exists() else None
+    if made.get("options") == options and (archive is None or made["official"] or source == made["archive"]):
         print(f"{out}: is made already, from {', '.join(made['files'])}")
         return made
     if made.get("official") and any_count:
@@ -156,7 +156,7 @@ def make(name, out, archive, resize, any_count, skip_unreadable):
 
     images = (found for path, _ in files if path.name not in member_lists(name) for found in read_members(path, wanted))
     load = functools.partial(load_image, size=SIZE, resize=resize, upright=False)
-    record = {"name": name, "size": SIZE, "options": options, "archive": identity, "files": [str(path) for path, _ in files]}
+    record = {"name": name, "size": SIZE, "options": options, "archive": source, "files": [str(path) for path, _ in files]}
     written = write_set(out, entries, images, load, SIZE, record, mean=imagenet_mean(), skip_unreadable=skip_unreadable)
     if skipped := len(wanted) - sum(map(len, written.values())):
         doubts.append(f"{skipped:,} unreadable images were passed over")
@@ -171,7 +171,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, required=True, dest="name")
     parser.add_argument("--out", type=Path, help="folder to make (default data/<set>)")
-    parser.add_argument("--archive", type=Path, help="the set's file where you have it, or a folder that holds it")
+    parser.add_argument("--archive", type=user_path, help="the set's file where you have it, or a folder that holds it")
     parser.add_argument("--resize", choices=RESIZES, help="default: plain, but crop15 for sop")
     parser.add_argument("--counts", choices=("published", "any"), default="published",
                         help="any: go on where the files, images or classes are not the published ones")  # fmt: skip

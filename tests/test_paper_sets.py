@@ -20,8 +20,9 @@ from PIL import Image
 from data_prep import paper_files, paper_sets
 from data_prep.batch_plan import make_plan
 from data_prep.download import Download
+from data_prep.files import locked
 from data_prep.image import load_image
-from data_prep.imagenet import imagenet_mean
+from data_prep.imagenet import WEIGHTS, imagenet_mean
 from data_prep.write_set import mean_bytes
 from pair_batch import ImageDatabase
 
@@ -101,6 +102,13 @@ def test_sop(tmp_path):
     # Where it was unpacked already, the folder will do.
     make("sop", tmp_path / "from_folder", tmp_path / "unpacked")
     assert listed(tmp_path / "sop", "train") == listed(tmp_path / "from_folder", "train")
+    made = (tmp_path / "from_folder" / "set.json").stat().st_mtime_ns
+    make("sop", tmp_path / "from_folder", tmp_path / "unpacked")
+    assert (tmp_path / "from_folder" / "set.json").stat().st_mtime_ns == made
+    one, other = sorted((tmp_path / "unpacked").rglob("*.JPG"))[:2]
+    one.write_bytes(other.read_bytes())  # deep in the folder
+    make("sop", tmp_path / "from_folder", tmp_path / "unpacked")
+    assert (tmp_path / "from_folder" / "set.json").stat().st_mtime_ns != made
 
 
 def test_the_imagenet_mean_is_the_official_file(tmp_path):
@@ -327,3 +335,66 @@ def test_decoding_keeps_the_order_of_a_large_image(tmp_path):
     make("cub", tmp_path / "cub", miniature.cub(tmp_path, members))
     check_images(tmp_path / "cub", {f"CUB_200_2011/{path}": content for path, content in members.items()}, "CUB_200_2011/")
     assert json.loads((tmp_path / "cub" / "set.json").read_text())["train"]["images"] == 18
+
+
+def test_other_options_make_it_anew(tmp_path):
+    """The same archive with another resizing, or with unreadable images passed over, is another set."""
+    members = miniature.cub_members()
+    archive = miniature.cub(tmp_path, members)
+    make("cub", tmp_path / "cub", archive)
+    plain = ImageDatabase(f"{tmp_path}/cub/train.lmdb").read(0)[0].copy()
+    record = make("cub", tmp_path / "cub", archive, resize="crop15")
+    assert record["options"]["resize"] == "crop15"
+    assert not np.array_equal(ImageDatabase(f"{tmp_path}/cub/train.lmdb").read(0)[0], plain)
+    made = (tmp_path / "cub" / "set.json").stat().st_mtime_ns
+    make("cub", tmp_path / "cub", archive, resize="crop15", skip=True)
+    assert (tmp_path / "cub" / "set.json").stat().st_mtime_ns != made
+
+
+def test_a_plan_that_is_there_is_kept(tmp_path):
+    options = ("--set", "cub", "--out", tmp_path / "cub", "--counts", "any", "--batch", 8, "--archive", miniature.cub(tmp_path))
+    assert tool("data_prep/paper_sets.py", *options).returncode == 0
+    made = (tmp_path / "cub" / "pairs_m8.npz").stat().st_mtime_ns
+    again = tool("data_prep/paper_sets.py", *options)
+    assert again.returncode == 0 and "batches" not in again.stdout
+    assert (tmp_path / "cub" / "pairs_m8.npz").stat().st_mtime_ns == made
+    with locked(tmp_path / "cub", "making a set"):
+        for script, arguments in (("paper_sets", options), ("paired_lmdb", ("--set", tmp_path / "cub", "--batch", 8))):
+            done = tool(f"data_prep/{script}.py", *arguments)
+            assert done.returncode == 1 and "another process is making a set in this folder" in done.stderr
+
+
+def test_what_was_downloaded_in_another_layout_is_used(tmp_path, monkeypatch):
+    """CARS196.zip lies in data/downloads: nothing is fetched for the layouts before it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/downloads").mkdir(parents=True)
+    miniature.cars_zip(tmp_path / "data/downloads")
+    monkeypatch.setattr(paper_sets, "fetch", lambda file: paper_sets.DOWNLOADS / file.name)
+    assert [path.name for path, _ in paper_sets.locate("cars196", None)] == ["CARS196.zip"]
+
+
+def test_published_constants():
+    """Typed a second time from the fact sheet's sources: a digit that is wrong here refuses the official files."""
+    known = {
+        "CUB_200_2011.tgz": (1150585339, "sha256:0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"),
+        "car_ims.tgz": (1956628579, "md5:d5c8f0aa497503f355e17dc7886c3f14"),
+        "cars_annos.mat": (394471, "md5:b407c6086d669747186bd1d764ff9dbc"),
+        "CARS196.zip": (None, None),
+        "cars_train.tgz": (979269282, "md5:065e5b463ae28d29e77c1b4b166cfe61"),
+        "cars_test.tgz": (977350468, "md5:4ce7ebf6a94d07f1952d94dd34c4d501"),
+        "car_devkit.tgz": (330960, "md5:c3b158d763b6e2245038c8ad08e45376"),
+        "cars_test_annos_withlabels.mat": (185758, "md5:b0a2b23655a3edd16d84508592a98d10"),
+        "Stanford_Online_Products.zip": (3083860082, "sha256:b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48"),
+    }
+    files = [file for name in paper_files.SETS.values() for layout in name.layouts for file in layout]
+    assert {file.name: (file.size, file.checksum) for file in files} == known
+    assert (WEIGHTS.size, WEIGHTS.checksum) == (53533754, "sha1:405fc5acd08a3bb12de8ee5e23a96bec22f08204")
+    sets = paper_files.SETS
+    counts = {name: [(sets[name].images[part], sets[name].classes[part]) for part in ("train", "test")] for name in sets}
+    assert counts == {"cub": [(5864, 100), (5924, 100)], "cars196": [(8054, 98), (8131, 98)],
+                      "sop": [(59551, 11318), (60502, 11316)]}  # fmt: skip
+    assert {name: found.resize for name, found in paper_files.SETS.items()} == {"cub": "plain", "cars196": "plain", "sop": "crop15"}
+    ends = {name: [value[:6] + value[-4:] for value in found.spots.values()] for name, found in paper_files.SETS.items()}
+    assert ends == {"cub": ["4c84daa7c2", "e7db63cdc0", "487d08cc00", "96fd60c6fe"],
+                    "cars196": ["2d44a2452e", "531fbdc8f9", "e7238c1f17", "b2a95a378e", "bab2963d07"],
+                    "sop": ["77420a9edb", "ce78d106ba", "8203e0a0a1", "d6c24e224e"]}  # fmt: skip

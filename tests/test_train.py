@@ -317,3 +317,26 @@ def test_own_folder_end_to_end(tmp_path):
     assert done.returncode == 0 and load_features(run / "features.npz")[0].shape == (48, 64)
     done = tool("tools/extract.py", *extract, "--out", run / "never.npz", "--blob", "fc")
     assert done.returncode == 1 and "has no blob 'fc'; it has data, scaled, conv1" in done.stderr
+
+
+def test_which_snapshots_stay(caffe, small_set, tmp_path, monkeypatch):
+    """Those of the solver's interval and the untrained net; of others, saved because time went by, the last two."""
+    from tools import train as module
+
+    monkeypatch.chdir(ROOT)
+    solver = caffe.get_solver(str(write_solver(tmp_path, small_set, snapshot_prefix=f'"{tmp_path}/run/.writing/snapshot"')))
+    (tmp_path / "run").mkdir()
+    snapshots = module.Snapshots(tmp_path / "run", solver, interval=4)
+
+    def kept(suffix):
+        return sorted(int(path.stem.rsplit("_", 1)[1]) for path in (tmp_path / "run").glob(f"snapshot_iter_*.{suffix}"))
+
+    snapshots.save()
+    for _ in range(11):
+        solver.step(1)
+        assert snapshots.due() == (solver.iter in (4, 8))
+        snapshots.save()
+        assert kept("solverstate")[-1] == solver.iter
+    assert kept("solverstate") == kept("caffemodel") == [0, 4, 8, 10, 11]
+    monkeypatch.setattr(module, "SAVE_MINUTES", 0)
+    assert snapshots.due()

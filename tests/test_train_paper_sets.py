@@ -254,12 +254,18 @@ def test_weights_are_checked_before_caffe_aborts(caffe, weights, tmp_path):
 
 
 def test_a_start_without_trunk_weights_stops(checkout, weights, tmp_path):
-    given = (f"ARCHIVE={miniature.cub(tmp_path)}", "COUNTS=any", "BATCH=4", "ITERS=1")
+    given = ("ARCHIVE=~/CUB_200_2011.tgz", "COUNTS=any", "BATCH=4", "ITERS=1")
+    miniature.cub(tmp_path)
     message = read_binary(weights, NetParameter())
     del message.layers[30]
     (tmp_path / "lacking.caffemodel").write_bytes(message.SerializeToString())
-    done = make(checkout, "train-cub", *given, f"WEIGHTS={tmp_path}/lacking.caffemodel")
+    done = make(checkout, "train-cub", *given, "WEIGHTS=~/lacking.caffemodel", HOME=str(tmp_path))
     assert done.returncode != 0 and "lacking.caffemodel: has no weights for the net's layer 'inception_4c" in done.stderr
+    message = read_binary(weights, NetParameter())
+    message.layers[7].blobs[1].data[0] = np.nan
+    (tmp_path / "nan.caffemodel").write_bytes(message.SerializeToString())
+    done = make(checkout, "train-cub", *given, f"WEIGHTS={tmp_path}/nan.caffemodel", "RUN=nan", HOME=str(tmp_path))
+    assert done.returncode != 0 and "nan.caffemodel: the weights of layer 'inception_3a/5x5' are not finite" in done.stderr
     assert not list((checkout / "runs").rglob("*.caffemodel"))
 
 

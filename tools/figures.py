@@ -1,9 +1,10 @@
-"""Pictures from features.npz.
+"""Sheets of queries and their nearest neighbours, from features.npz, like the paper's figures 1, 10 and 11.
 
     python tools/figures.py --set data/demo --features runs/demo/lifted_64/seed1/features.npz --out retrieval.png
+    python tools/figures.py --set data/demo --features runs/demo/lifted_64/seed1/features.npz --choose failures --out failures.png
 
-Draws queries, taken at random, and their nearest neighbours: a right one has a blue frame and a tick, a wrong one a
-dashed orange frame and a cross (told apart without colour too).
+A right neighbour has a blue frame and a tick, a wrong one a dashed orange frame and a cross (told apart without colour
+too). `--choose` takes the queries at random, or successes or failures by the rules that RULES states.
 """
 
 from data_prep.command import run
@@ -12,6 +13,7 @@ from data_prep.command import run
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import faiss
 import matplotlib
@@ -25,41 +27,125 @@ from data_prep.image import load_image
 from tools.features import load_features
 
 RIGHT, WRONG = "#0072b2", "#d55e00"  # blue and vermillion of Okabe and Ito's palette
+QUERIES, NEIGHBOURS = 12, 5  # rows of a sheet; as many neighbours as the paper's figures show
+RULES = {
+    "random": "taken at random",
+    "successes": "those with the most right neighbours, and of these the ones where they come first; ties by chance; one query a "
+                 "class",
+    "failures": "of those without a right neighbour the ones whose first neighbour is closest; no class in two rows, neither as "
+                "the query's nor as the first neighbour's",
+}  # fmt: skip
 
 
-def nearest_neighbours(features, queries, count):
-    """The `count` nearest other rows of each query (q, count), nearest first."""
+class Neighbours(NamedTuple):
+    """The nearest other images of every image that has another of its class."""
+
+    queries: np.ndarray  # (q,) rows of the features
+    rows: np.ndarray  # (q, n) rows of their neighbours, nearest first
+    right: np.ndarray  # (q, n) whether a neighbour is of the query's class
+    nearest: np.ndarray  # (q,) distance to the first one
+
+
+def nearest(features, queries, count):
+    """The `count` nearest other rows of each of the rows `queries` (q,): rows (q, count), nearest first, and distances."""
     centred = np.ascontiguousarray(features - features.mean(axis=0), np.float32)
     index = faiss.IndexFlatL2(centred.shape[1])
     index.add(centred)
-    found = index.search(centred[queries], count + 1)[1]
-    return np.array([[row for row in rows if row != query][:count] for query, rows in zip(queries, found)])
+    square, found = index.search(centred[queries], count + 1)
+    # The query itself is one of them, unless that many others are equal to it: then the last one is left out.
+    other = found != queries[:, None]
+    other[other.all(axis=1), -1] = False
+    return found[other].reshape(-1, count), np.sqrt(np.maximum(square[other].reshape(-1, count), 0))
 
 
-def draw_retrieval(images, labels, queries, neighbours, path):
-    """Write a sheet with a row a query; `images` maps a row of the features to its picture (h, w, 3)."""
-    count = neighbours.shape[1]
-    figure, axes = plt.subplots(len(queries), count + 1, figsize=(1.1 * (count + 1) + 0.2, 1.2 * len(queries) + 0.7), squeeze=False)
-    for row, (query, found) in enumerate(zip(queries, neighbours)):
-        for column, place in enumerate([query, *found]):
-            axis = axes[row, column]
-            axis.imshow(images(place))
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if column == 0:
-                axis.spines[:].set_visible(False)
-                continue
-            right = labels[place] == labels[query]
-            axis.spines[:].set(color=RIGHT if right else WRONG, linewidth=2.5, linestyle="-" if right else (0, (2, 1.5)))
-            badge = {"facecolor": RIGHT if right else WRONG, "edgecolor": "none", "pad": 1.5}
+def nearest_neighbours(features, labels, count=NEIGHBOURS):
+    """The Neighbours of features (N, c): `count` a query, fewer where there are not as many images."""
+    ids, sizes = np.unique(labels, return_counts=True)
+    queries = np.flatnonzero(np.isin(labels, ids[sizes > 1]))  # a class of one image has nothing right to find
+    if not queries.size:
+        raise ValueError("no class has two images: there is nothing right to find")
+    rows, _ = nearest(features, queries, min(count, len(labels) - 1))
+    difference = np.asarray(features[queries], np.float64) - features[rows[:, 0]]
+    return Neighbours(queries, rows, labels[rows] == labels[queries, None], np.sqrt(np.square(difference).sum(axis=1)))
+
+
+def choose(rule, found, labels, count=QUERIES, seed=1):
+    """The places in `found` of the queries of a sheet: at most `count`, chosen as RULES says."""
+    random = np.random.default_rng(seed)
+    total = len(found.queries)
+    if rule == "random":
+        return random.choice(total, min(count, total), replace=False)
+    if rule == "successes":
+        # Right or wrong, read as digits of a binary number, orders those of equal hits by how early they come.
+        early = found.right @ (2 ** np.arange(found.right.shape[1])[::-1])
+        order = np.lexsort([random.random(total), -early, -found.right.sum(axis=1)])
+        order = order[found.right[order].any(axis=1)]
+    else:
+        order = np.lexsort([random.random(total), found.nearest])
+        order = order[~found.right[order].any(axis=1)]
+    chosen, shown = [], set()
+    for place in order:
+        classes = {labels[found.queries[place]]} | ({labels[found.rows[place, 0]]} if rule == "failures" else set())
+        if shown.isdisjoint(classes):
+            chosen.append(place)
+            shown |= classes
+        if len(chosen) == count:
+            break
+    return np.array(chosen, int)
+
+
+def caption(rule, found, chosen):
+    """Two sentences on a sheet: how its queries were chosen, and how many there are of their kind."""
+    if not len(chosen):
+        return "No query has a right neighbour." if rule == "successes" else "Every query has a right neighbour."
+    any_right, count, total = found.right.any(axis=1), found.right.shape[1], len(found.queries)
+    kind, words = {"random": (found.right[:, 0], "have a right first neighbour"),
+                   "successes": (any_right, f"have a right one among {count} neighbours"),
+                   "failures": (~any_right, f"have no right one among {count} neighbours")}[rule]  # fmt: skip
+    shown = f"{len(chosen)} quer{'y' if len(chosen) == 1 else 'ies'}, {RULES[rule]}"
+    return f"{shown}. {kind.sum():,} of all {total:,} queries ({kind.mean():.1%}) {words}."
+
+
+def image_reader(data_set, paths):
+    """A function from a row of the features to its picture (h, w, 3) uint8, red, green, blue.
+
+    From the images on disk where the set keeps them, without Caffe; else from its LMDB, which has what the net saw.
+    """
+    home = read_record(Path(data_set) / "set.json")
+    if not home:
+        raise ValueError(f"{data_set}/set.json: is missing or damaged; make data-<set> makes a set of ours, "
+                         "data_prep/build_set.py any other")  # fmt: skip
+    if "images" in home:
+        return lambda row: load_image(Path(home["images"]) / paths[row], home["size"])[::-1].transpose(1, 2, 0)
+    from pair_batch import ImageDatabase
+
+    database = ImageDatabase(str(Path(data_set) / "test.lmdb"))
+    if len(database) != len(paths):
+        raise ValueError(f"{database.path}: has {len(database)} images, the features {len(paths)}; extract again")
+    return lambda row: database.read(row)[0][::-1].transpose(1, 2, 0)
+
+
+def draw_retrieval(image, found, chosen, title, path):
+    """Write a sheet with a row for each place in `chosen`; `image` maps a row of the features to its picture."""
+    count = found.rows.shape[1]
+    size = (1.1 * (count + 1) + 0.2, 1.2 * len(chosen) + 0.9)  # inches
+    figure, axes = plt.subplots(max(1, len(chosen)), count + 1, figsize=size, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for row, place in enumerate(chosen):
+        axes[row, 0].imshow(image(found.queries[place]))
+        for axis, neighbour, right in zip(axes[row, 1:], found.rows[place], found.right[place]):
+            axis.imshow(image(neighbour))
+            colour = RIGHT if right else WRONG
+            axis.spines[:].set(visible=True, color=colour, linewidth=2.5, linestyle="-" if right else (0, (2, 1.5)))
             axis.text(0.97, 0.03, "✓" if right else "✗", color="white", fontsize=8, fontweight="bold", ha="right", va="bottom",
-                      transform=axis.transAxes, bbox=badge)  # fmt: skip
-    axes[0, 0].set_title("query", fontsize=9)
-    for column in range(count):
-        axes[0, column + 1].set_title(f"{column + 1}", fontsize=9)
-    share = np.mean(labels[neighbours[:, 0]] == labels[queries])
-    figure.suptitle(f"{len(queries)} queries at random and their nearest neighbours (first one right: {share:.0%})", fontsize=10)
-    figure.tight_layout(rect=(0, 0, 1, 0.99), pad=0.4)
+                      transform=axis.transAxes, bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5})  # fmt: skip
+    if len(chosen):
+        for column, text in enumerate(["query", *map(str, range(1, count + 1))]):
+            axes[0, column].set_title(text, fontsize=9)
+    figure.suptitle(title, fontsize=9, wrap=True)
+    figure.tight_layout(rect=(0, 0, 1, 0.99), pad=0.4, w_pad=0.9)
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=150)
     plt.close(figure)
@@ -70,38 +156,19 @@ def main():
     parser.add_argument("--set", type=Path, required=True, help="folder of the set, data/<set>")
     parser.add_argument("--features", type=Path, required=True, help="features.npz of its test part")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
-    parser.add_argument("--queries", type=int, default=12, help="rows of the sheet (default 12)")
-    parser.add_argument("--neighbours", type=int, default=5, help="neighbours of each (default 5)")
+    parser.add_argument("--choose", choices=RULES, default="random", help="which queries (default random)")
+    parser.add_argument("--queries", type=int, default=QUERIES, help=f"rows of the sheet (default {QUERIES})")
+    parser.add_argument("--neighbours", type=int, default=NEIGHBOURS, help=f"neighbours of each (default {NEIGHBOURS})")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of queries (default 1)")
     arguments = parser.parse_args()
     features, labels, paths, _ = load_features(arguments.features)
     if len(labels) <= arguments.neighbours:
         raise ValueError(f"{arguments.features}: has {len(labels)} images, too few for {arguments.neighbours} neighbours")
-    home = read_record(arguments.set / "set.json")
-    if not home:
-        raise ValueError(f"{arguments.set}/set.json: is missing or damaged; make data-<set> makes a set of ours, "
-                         "data_prep/build_set.py any other")  # fmt: skip
-
-    if "images" in home:
-
-        def image(place):
-            return load_image(Path(home["images"]) / paths[place], home["size"])[::-1].transpose(1, 2, 0)
-    else:  # read from archives: the LMDB has what the net saw
-        from pair_batch import ImageDatabase
-
-        database = ImageDatabase(str(arguments.set / "test.lmdb"))
-        if len(database) != len(paths):
-            raise ValueError(f"{database.path}: has {len(database)} images, {arguments.features} {len(paths)}; extract again")
-
-        def image(place):
-            return database.read(place)[0][::-1].transpose(1, 2, 0)
-
-    # A class of one image has nothing right to find.
-    ids, counts = np.unique(labels, return_counts=True)
-    eligible = np.flatnonzero(np.isin(labels, ids[counts > 1]))
-    queries = np.random.default_rng(arguments.seed).choice(eligible, min(arguments.queries, len(eligible)), replace=False)
-    draw_retrieval(image, labels, queries, nearest_neighbours(features, queries, arguments.neighbours), arguments.out)
-    print(f"{arguments.out}: {len(queries)} queries and their nearest neighbours")
+    image = image_reader(arguments.set, paths)
+    found = nearest_neighbours(features, labels, arguments.neighbours)
+    chosen = choose(arguments.choose, found, labels, arguments.queries, arguments.seed)
+    draw_retrieval(image, found, chosen, caption(arguments.choose, found, chosen), arguments.out)
+    print(f"{arguments.out}: {len(chosen)} queries and their nearest neighbours")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from data_prep.batch_plan import plan_file
 from data_prep.download import digest
-from data_prep.files import locked, read_record, sha256, written_aside
+from data_prep.files import locked, read_record, sha256, user_path, written_aside
 from data_prep.imagenet import WEIGHTS, check_file
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
@@ -304,6 +304,8 @@ def load_start(net, weights):
     layers = [name for name in net.params if net.layer_dict[name].type != "Python"]
     check_weights(net, weights, new=[name for name in net.params if name not in layers or name == "fc_embedding"])
     net.copy_from(str(weights))
+    if bad := [name for name in layers if not all(np.isfinite(blob.data).all() for blob in net.params[name])]:
+        raise ValueError(f"{weights}: the weights of layer {bad[0]!r} are not finite")
     for name in set(net.params) - set(layers):
         for blob in net.params[name]:
             blob.data[...] = 0  # a batch counter that the weights brought along
@@ -339,7 +341,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the starting weights, crops, mirrors, dropout (default 1)")
     parser.add_argument("--set", type=Path, help="folder of another set, instead of the one that the net names")
     parser.add_argument("--iterations", type=int, help="instead of the solver's max_iter")
-    parser.add_argument("--weights", type=Path, help=".caffemodel to start from; all layers but fc_embedding must be in it")
+    parser.add_argument("--weights", type=user_path, help=".caffemodel to start from; all layers but fc_embedding must be in it")
     parser.add_argument("--batch", type=int, help="images a batch, where the set has a plan for it (default the net's plan)")
     arguments = parser.parse_args()
     if arguments.seed < 0 or (arguments.iterations is not None and arguments.iterations < 1):
