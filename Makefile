@@ -31,9 +31,11 @@ DEMO := runs/$(SET)/lifted_64
 DEMO_RUN := $(DEMO)/$(RUN)
 DEMO_NET := prototxt/demo/lifted_64
 
+# The variables that were given to make, for the command that a report shows.
+GIVEN = $(strip $(foreach name,HOLDOUT DIM BATCH SEED RUN ITERS RECIPE ARCHIVE WEIGHTS RESIZE COUNTS UNREADABLE,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))))
 PAPER := cub cars196 sop
 
-.PHONY: help env check test lint prototxt data-demo train-demo demo weights figures bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%)
+.PHONY: help env check test lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%)
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-14s %s\n' "$$verb" "$$text"; done
@@ -69,7 +71,7 @@ train-demo: data-demo ## train the demo's embedding [SEED=1] [ITERS=] [RUN=name]
 demo: train-demo ## the whole job on the demo's images: train, extract, score, compare, draw
 	@$(MAKE) --no-print-directory $(DEMO_RUN)/retrieval.png
 	@$(PYTHON) tools/compare.py --metrics $(DEMO_RUN)/metrics.json --out $(DEMO_RUN)/report.md
-	@$(PYTHON) tools/report.py --run $(DEMO_RUN) --set data/$(SET) --out $(DEMO_RUN)/report.html --again "make demo$(if $(filter 1,$(HOLDOUT)), HOLDOUT=1)"
+	@$(MAKE) -s --no-print-directory $(DEMO_RUN)/report.html
 	@echo "report: $(DEMO_RUN)/report.html    picture: $(DEMO_RUN)/retrieval.png    numbers: $(DEMO_RUN)/metrics.json"
 
 runs/$(SET)/raw_pixels.npz: data/$(SET)/set.json
@@ -83,6 +85,9 @@ $(DEMO_RUN)/features_untrained.npz: $(DEMO_RUN)/model.caffemodel $(DEMO_NET)/dep
 
 $(DEMO_RUN)/metrics.json: $(DEMO_RUN)/features.npz $(DEMO_RUN)/features_untrained.npz runs/$(SET)/raw_pixels.npz
 	@$(PYTHON) tools/evaluate.py --features $< --out $@ --baseline raw_pixels=runs/$(SET)/raw_pixels.npz --baseline untrained=$(DEMO_RUN)/features_untrained.npz
+
+$(DEMO_RUN)/report.html: $(DEMO_RUN)/features.npz $(DEMO_RUN)/metrics.json tools/report.py tools/report_template.html
+	@$(PYTHON) tools/report.py --run $(DEMO_RUN) --set data/$(SET) --out $@ --again "make demo $(GIVEN)"
 
 $(DEMO_RUN)/retrieval.png: $(DEMO_RUN)/features.npz $(DEMO_RUN)/metrics.json
 	@$(PYTHON) tools/figures.py --set data/$(SET) --features $< --out $@
@@ -135,7 +140,12 @@ report-cub: ## a run on CUB as one page: table, curves, retrieved images, map, r
 report-cars196: ## the same for Cars196
 report-sop: ## the same for Stanford Online Products
 $(PAPER:%=report-%): report-%: env
-	@$(PYTHON) tools/report.py --run $(HOME_OF_RUN) --set data/$* --out $(HOME_OF_RUN)/report.html --again "make train-$* report-$*"
+	@$(PYTHON) tools/report.py --run $(HOME_OF_RUN) --set data/$* --out $(HOME_OF_RUN)/report.html --again "make train-$* report-$* $(GIVEN)"
+
+# The report that check-report opens.
+REPORT ?= $(DEMO_RUN)/report.html
+check-report: env ## open a report in Chromium, narrow and wide; fail where a reader would see something broken [REPORT=file]
+	@$(PYTHON) tools/check_report.py $(REPORT) --shots runs/figures
 
 figures: env ## the paper's figure 4, from this project's losses: runs/figures/gradients.png
 	@$(PYTHON) tools/gradient_figure.py --out runs/figures/gradients.png
