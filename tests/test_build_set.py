@@ -18,7 +18,7 @@ from data_prep.build_set import split_classes
 from data_prep.files import locked, require_space, written_aside
 from data_prep.folder import read_folder
 from data_prep.image import load_image
-from pair_batch import ImageDatabase
+from pair_batch import ImageDatabase, read_mean
 
 
 def test_every_image_once_readable_with_its_label(small_set):
@@ -269,3 +269,9 @@ def test_written_aside_leaves_nothing_half_made(tmp_path):
 def test_no_room_on_the_disk(tmp_path):
     with pytest.raises(OSError, match=r"1,000,000,000,000,000,000 bytes are needed and [\d,]+ are free .* Smaller"):
         require_space(tmp_path, 10**18, "Smaller images need less.")
+
+
+def test_the_mean_is_that_of_the_training_images(small_set):
+    images = ImageDatabase(f"{small_set}/train.lmdb")
+    expected = np.mean([images.read(place)[0].astype(float) for place in range(len(images))], axis=0)
+    np.testing.assert_allclose(read_mean(f"{small_set}/mean.binaryproto"), expected, rtol=1e-6)

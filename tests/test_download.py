@@ -15,7 +15,7 @@ MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """/whole, /broken (ends half way, once), /noranges (whole files only), /other (as long, other content), /page."""
+    """/whole, /moved (to it), /broken (ends half way, once), /noranges (whole files only), /other (other content), /page."""
 
     asked: ClassVar = []
 
@@ -24,6 +24,11 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.asked.append((self.path, start))
         if self.path == "/missing":
             return self.send_error(404)
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/whole")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         content = {"/other": bytes(len(CONTENT)), "/page": b"<html>virus scan</html>"}.get(self.path, CONTENT)
         if self.path == "/noranges":
             start = 0
@@ -60,6 +65,10 @@ def test_the_next_address_goes_on_where_one_broke_off(tmp_path, at):
     assert Server.asked == [("/missing", 0), ("/broken", 0), ("/whole", len(CONTENT) // 2)]
     fetch(Download("x.tgz", at("missing"), len(CONTENT), MD5), tmp_path)  # it is there
     assert len(Server.asked) == 3 and [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == ["x.tgz"]
+
+
+def test_an_address_that_leads_elsewhere(tmp_path, at):
+    assert fetch(Download("x.tgz", at("moved"), len(CONTENT), MD5), tmp_path).read_bytes() == CONTENT
 
 
 def test_a_later_call_goes_on(tmp_path, at):

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import tarfile
+import zipfile
 
 import lmdb
 import miniature
@@ -398,3 +399,71 @@ def test_published_constants():
     assert ends == {"cub": ["4c84daa7c2", "e7db63cdc0", "487d08cc00", "96fd60c6fe"],
                     "cars196": ["2d44a2452e", "531fbdc8f9", "e7238c1f17", "b2a95a378e", "bab2963d07"],
                     "sop": ["77420a9edb", "ce78d106ba", "8203e0a0a1", "d6c24e224e"]}  # fmt: skip
+
+
+def test_lists_as_other_tools_leave_them(tmp_path):
+    """Line ends of Windows and empty lines at the end are no columns; ids that no class has are named."""
+    members = miniature.cub_members()
+    for name in ("images.txt", "image_class_labels.txt", "classes.txt"):
+        members[name] = members[name].replace(b"\n", b"\r\n") + b"\r\n\r\n"
+    assert make("cub", tmp_path / "cub", miniature.cub(tmp_path, members))["train"]["images"] == 18
+    archive = miniature.sop(tmp_path)
+    with zipfile.ZipFile(archive) as whole:
+        lists = {f"Ebay_{part}.txt": whole.read(f"Stanford_Online_Products/Ebay_{part}.txt") for part in ("train", "test")}
+    with pytest.raises(ValueError, match="Ebay_test.txt, line 1: expected image_id class_id super_class_id path, found 'id class"):
+        paper_files.SETS["sop"].read({**lists, "Ebay_test.txt": lists["Ebay_test.txt"].replace(b"image_id", b"id class", 1)
+                                      .replace(b" super_class_id path", b" path", 1)})  # fmt: skip
+    miniature.cars(tmp_path)
+    annotations = (tmp_path / "cars_annos.mat").read_bytes()
+    miniature.matlab(tmp_path / "few.mat", class_names=miniature.CARS_CLASSES[:50])
+    assert len(paper_files.SETS["cars196"].read({"cars_annos.mat": annotations})["train"]) == 18
+    miniature.matlab(tmp_path / "train.mat", annotations=[{"class": 197, "fname": "00001.jpg"}])
+    with pytest.raises(ValueError, match="an annotation has the class 197, and there are names of 50 classes"):
+        paper_files.SETS["cars196"].read({"cars_train_annos.mat": (tmp_path / "train.mat").read_bytes(),
+                                          "cars_test_annos_withlabels.mat": (tmp_path / "train.mat").read_bytes(),
+                                          "cars_meta.mat": (tmp_path / "few.mat").read_bytes()})  # fmt: skip
+
+
+def test_images_are_not_turned_by_exif(tmp_path):
+    members = miniature.cub_members()
+    first = next(path for path in members if path.endswith(".jpg"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    wide = np.zeros((40, 80, 3), np.uint8)
+    wide[:, :40] = 250
+    Image.fromarray(wide).save(stream, "JPEG", exif=exif)
+    members[first] = stream.getvalue()
+    make("cub", tmp_path / "cub", miniature.cub(tmp_path, members))
+    image = ImageDatabase(f"{tmp_path}/cub/train.lmdb").read(0)[0]
+    assert image[:, :, :100].min() > 200 and image[:, :, 160:].max() < 50
+
+
+def test_a_folder_without_any_known_image_is_not_official(tmp_path, monkeypatch):
+    archive = miniature.cub(tmp_path)
+    shrink(monkeypatch, "cub", archive, spots={"images/elsewhere.jpg": "0" * 32})
+    shutil.unpack_archive(archive, tmp_path / "unpacked")
+    with pytest.raises(ValueError, match="of 1 images whose MD5 is known, 0 are there"):
+        make("cub", tmp_path / "cub", tmp_path / "unpacked", any_count=False)
+
+
+def test_every_image_of_a_part_unreadable(tmp_path):
+    members = miniature.cub_members()
+    for path in members:
+        if path.startswith(("images/1", "images/2")):
+            members[path] = b"text"
+    with pytest.raises(ValueError, match="no image is left to test"):
+        make("cub", tmp_path / "cub", miniature.cub(tmp_path, members), skip=True)
+    assert not list((tmp_path / "cub").glob("*"))
+
+
+def test_an_incomplete_set_is_made_again(tmp_path):
+    archive = miniature.cub(tmp_path)
+    content = make("cub", tmp_path / "cub", archive)["content"]
+    shutil.rmtree(tmp_path / "cub" / "test.lmdb")
+    assert make("cub", tmp_path / "cub", archive)["content"] == content and (tmp_path / "cub" / "test.lmdb").exists()
+    members = miniature.cub_members()
+    paths = [path for path in members if path.endswith(".jpg")]
+    members[paths[0]], members[paths[1]] = members[paths[1]], members[paths[0]]  # other pixels under the same names
+    miniature.cub(tmp_path, members)
+    assert make("cub", tmp_path / "cub", archive)["content"] != content

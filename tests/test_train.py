@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -340,3 +341,69 @@ def test_which_snapshots_stay(caffe, small_set, tmp_path, monkeypatch):
     assert kept("solverstate") == kept("caffemodel") == [0, 4, 8, 10, 11]
     monkeypatch.setattr(module, "SAVE_MINUTES", 0)
     assert snapshots.due()
+
+
+def test_weights_that_are_not_finite_are_never_saved(caffe, small_set, tmp_path):
+    from tools import train as module
+
+    solver = caffe.get_solver(str(write_solver(tmp_path, small_set, snapshot_prefix=f'"{tmp_path}/run/.writing/snapshot"')))
+    (tmp_path / "run").mkdir()
+    solver.net.params["conv"][1].data[3] = np.nan
+    with pytest.raises(ValueError, match="weights of layer 'conv' are not finite at iteration 0"):
+        module.Snapshots(tmp_path / "run", solver, interval=4).save()
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_starting_weights_from_here_begin_at_the_first_batch(trained, small_set, tmp_path):
+    """They hold the counter of the batches that they saw; and a run does not go on with other weights, data or plan."""
+    weights = trained / "run" / "model.caffemodel"
+    solver = write_solver(tmp_path, small_set, iterations=3)
+    done = train(solver, tmp_path / "run", "--weights", weights)
+    assert done.returncode == 0, done.stderr
+    first = {
+        layer.name: layer.blobs for layer in read_binary(tmp_path / "run" / "snapshot_iter_0.caffemodel", NetParameter()).layer
+    }
+    whole = {layer.name: layer.blobs for layer in read_binary(weights, NetParameter()).layer}
+    assert whole["pair_batch"][0].data[0] > 0 == first["pair_batch"][0].data[0]
+    assert first["conv"][0].data == whole["conv"][0].data and first["fc_embedding"][0].data == whole["fc_embedding"][0].data
+    for other in ((), ("--weights", trained / "run" / "snapshot_iter_0.caffemodel")):
+        done = train(solver, tmp_path / "run", *other)
+        assert done.returncode == 1 and "was begun with other settings" in done.stderr and "    weights: {" in done.stderr
+    copy = tmp_path / "set"
+    shutil.copytree(small_set, copy)
+    solver = write_solver(tmp_path / "other", copy, iterations=3)
+    assert train(solver, tmp_path / "run2").returncode == 0
+    for name, change in (("pairs.npz", reversed_plan), ("set.json", other_content)):
+        kept = (copy / name).read_bytes()
+        change(copy / name)
+        done = train(solver, tmp_path / "run2")
+        assert done.returncode == 1 and "was begun with other settings" in done.stderr and "    data: {" in done.stderr, name
+        (copy / name).write_bytes(kept)
+    assert train(solver, tmp_path / "run2").returncode == 0
+
+
+def reversed_plan(path):
+    plan = dict(np.load(path))
+    np.savez(path, **{**plan, "batches": plan["batches"][::-1]})
+
+
+def other_content(path):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "content": "another"}))
+
+
+def test_each_iteration_has_a_random_state_of_its_own():
+    from tools.train import seed_of
+
+    states = {seed_of(seed, iteration) for seed in range(5) for iteration in range(200)}
+    assert len(states) == 1000 and seed_of(1, 7) == seed_of(1, 7)
+
+
+def test_which_snapshots_are_scored(tmp_path):
+    from tools.score import stages
+
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"iterations": 40000}}))
+    for number in (0, 1000, 10000, 20000, 30000, 39871, 40000):
+        (tmp_path / f"snapshot_iter_{number}.caffemodel").touch()
+    found = stages(tmp_path)
+    assert [suffix for suffix, _ in found] == ["_iter_10000", "_iter_20000", "_iter_30000", ""]
+    assert [path.name for _, path in found][-2:] == ["snapshot_iter_30000.caffemodel", "model.caffemodel"]
