@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import urllib.parse
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,10 @@ class Download:
         return f"{self.name} ({', '.join(known)})"
 
 
+class Unreachable(OSError):
+    """No address gave the file."""
+
+
 def digest(path, algorithm):
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
@@ -37,7 +42,7 @@ def difference(path, expected):
     if expected.size is not None and size != expected.size:
         return f"has {size:,} bytes, expected {expected.size:,}"
     if expected.checksum is None:
-        return None
+        return None if zipfile.is_zipfile(path) else "is no whole zip file"
     algorithm, value = expected.checksum.split(":")
     found = digest(path, algorithm)
     return None if found == value else f"has the {algorithm} {found}, expected {value}"
@@ -55,29 +60,30 @@ def fetch(expected, folder=DOWNLOADS):
             raise OSError(f"{path}: {wrong}. Remove it, and the same command fetches it again")
         return path
     part = folder / f".{expected.name}.partial"
-    with locked(folder, "fetching files"):
-        require_space(folder, expected.size or 0, "")
-        return _fetch(expected, path, part)
+    with locked(folder, "fetching files") as lock:
+        here = part.stat().st_size if part.exists() else 0
+        require_space(folder, max(0, (expected.size or 0) - here), "Make room, and the same command goes on.")
+        return _fetch(expected, path, part, lock)
 
 
-def _fetch(expected, path, part):
+def _fetch(expected, path, part, lock):
     answers = []
     for address in expected.addresses:
         print(f"fetching {expected.name} from {urllib.parse.urlsplit(address).hostname}", flush=True)
         went_on = part.exists()
-        wrong = _from(address, part, expected)
+        wrong = _from(address, part, expected, lock)
         if wrong and went_on and not part.exists():  # what was there already may be to blame
-            wrong = _from(address, part, expected)
+            wrong = _from(address, part, expected, lock)
         if wrong is None:
             part.replace(path)
             return path
         print(f"    {wrong}", flush=True)
         answers.append(f"    {address}\n        {wrong}")
-    raise OSError(f"{expected.describe()} could not be fetched:\n" + "\n".join(answers) +
+    raise Unreachable(f"{expected.describe()} could not be fetched:\n" + "\n".join(answers) +
                   f"\nFetch it by hand, and put it at {path}")  # fmt: skip
 
 
-def _from(address, part, expected):
+def _from(address, part, expected, lock):
     """Download to `part`, going on where it ends; None when the file is right, else what went wrong, in words.
 
     A complete file that is wrong is removed; a part of one is kept.
@@ -89,11 +95,14 @@ def _from(address, part, expected):
     command = ["curl", "--location", "--fail", "--continue-at", "-", "--output", str(part), "--progress-bar", "--show-error",
                "--connect-timeout", "20", "--speed-limit", "1000", "--speed-time", "60", address]  # fmt: skip
     try:
-        done = subprocess.run(command)
+        done = subprocess.run(command, pass_fds=[lock.fileno()])  # it holds the folder too, if this process is killed
     except FileNotFoundError:
         raise OSError("curl is not installed; make env installs it") from None
+    if done.returncode == 23:
+        raise OSError(f"{part.parent}: the disk is full, or cannot be written to; make room, and the same command goes on")
     if done.returncode:
-        if done.returncode == 33 or (part.exists() and not part.stat().st_size):
+        refused_to_go_on = done.returncode == 22 and expected.size is None  # also when the part was the whole already
+        if done.returncode == 33 or refused_to_go_on or (part.exists() and not part.stat().st_size):
             part.unlink(missing_ok=True)  # 33: this server sends the whole file only
         return f"curl ended with status {done.returncode} ({CURL.get(done.returncode, 'see `man curl`')})"
     wrong = difference(part, expected)

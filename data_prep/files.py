@@ -61,7 +61,8 @@ def _sync_entry(path):
 def locked(folder, work):
     """Hold `folder` (made if missing) for this process; BlockingIOError when another one has it.
 
-    The kernel lets go when the process ends, however it ends. `work` says in the message what the other is doing.
+    The kernel lets go when the process ends, however it ends. `work` says in the message what the other is doing. Yields
+    the lock's file: a program that inherits it holds the folder as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
@@ -69,7 +70,13 @@ def locked(folder, work):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(f"{folder}: another process is {work} in this folder; wait for it, or stop it") from None
-        yield
+        yield lock
+
+
+def remove_partials(folder):
+    """Delete what calls that were killed left aside in `folder`, so that their room is free again."""
+    for partial in folder.glob(".*.partial*"):
+        remove(partial)
 
 
 def user_path(text):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import threading
 
 import numpy as np
@@ -43,7 +44,8 @@ class Room:
 
 
 DECODING = Room(256 << 20)
-BYTES_A_PIXEL = 8  # what decoding and converting to three channels takes, copies included
+BYTES_A_PIXEL = 12  # what decoding and converting to three channels takes, copies included
+MOST_PIXELS = 64_000_000  # the largest image of the paper's sets has 40 million
 
 
 def load_image(source, size, resize="plain", upright=True):
@@ -55,15 +57,17 @@ def load_image(source, size, resize="plain", upright=True):
     """
     try:
         opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if opened.width * opened.height > MOST_PIXELS:
+            raise ValueError(f"has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}; make it smaller")
         with opened as image, DECODING.of(image.width * image.height * BYTES_A_PIXEL):
-            image = RESIZES[resize](three_channels(image, upright), size)
+            resized = np.asarray(RESIZES[resize](three_channels(image, upright), size))
     except UnidentifiedImageError:
         raise ValueError("is no image, or is damaged at its beginning") from None
     except (OSError, ValueError, MemoryError):
         raise
     except Exception as error:  # damaged files come out of the decoders in many ways
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    return np.ascontiguousarray(np.asarray(image)[:, :, ::-1].transpose(2, 0, 1))
+    return np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1))
 
 
 def three_channels(image, upright):
@@ -80,7 +84,7 @@ def three_channels(image, upright):
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def plain(image, size):
@@ -95,7 +99,11 @@ def crop15(image, size):
     image = image.crop(content_box(np.asarray(image)))
     longer = max(image.size)
     width, height = (-(-size * side // longer) for side in image.size)  # rounded up, as imresize does
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    # One scale for both sides: the last column or row may reach beyond the image, where imresize mirrors it.
+    right, bottom = width * longer / size, height * longer / size
+    beyond = ((0, max(0, math.ceil(bottom) - image.height)), (0, max(0, math.ceil(right) - image.width)), (0, 0))
+    image = Image.fromarray(np.pad(np.asarray(image), beyond, "symmetric"))
+    image = image.resize((width, height), Image.Resampling.BICUBIC, box=(0, 0, right, bottom))
     square = Image.new("RGB", (size, size), "white")
     square.paste(image, ((size - width) // 2, (size - height) // 2))
     return square

@@ -40,8 +40,10 @@ def imagenet_mean():
 
     Written by write_mean it is imagenet_mean.binaryproto, byte for byte. Raises ValueError where pycaffe's is another.
     """
-    folders = importlib.util.find_spec("caffe").submodule_search_locations
-    path = Path(folders[0]) / "imagenet" / "ilsvrc_2012_mean.npy"
+    found = importlib.util.find_spec("caffe")
+    if found is None or not found.submodule_search_locations:
+        raise ValueError("pycaffe, which ships the ImageNet mean image, is not there; `make env` builds it")
+    path = Path(found.submodule_search_locations[0]) / "imagenet" / "ilsvrc_2012_mean.npy"
     mean = np.load(path).astype(np.float32)
     if hashlib.sha1(mean_bytes(mean)).hexdigest() != MEAN_SHA1:
         raise ValueError(f"{path}: is not the mean image that BVLC Caffe ships; call `make env` again")

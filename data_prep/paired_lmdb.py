@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.batch_plan import BATCH, plan_file
-from data_prep.files import locked, require_space, written_aside
-from data_prep.write_set import COMMIT_EVERY
+from data_prep.files import locked, remove_partials, require_space, written_aside
+from data_prep.write_set import COMMIT_EVERY, disk_errors
 
 
 def paired_file(batch=BATCH):
@@ -38,8 +38,10 @@ def write_paired(source, plan, target):
         needed = order.size * value_bytes
         once = len(keys) * value_bytes
         print(f"{target}: {order.size:,} images, {needed / 1e9:.3g} GB ({source.name} has {once / 1e9:.3g} GB)")
+        remove_partials(target.parent)
         require_space(target.parent, needed, "The layout without repetition (LAYOUT=once) needs no more than is there.")
         with (
+            disk_errors(target.parent),
             written_aside(target) as aside,
             lmdb.open(str(aside), map_size=2 * needed + (64 << 20)) as environment,
             tqdm(total=order.size, desc=target.name, unit="image", mininterval=0.5) as bar,

@@ -17,7 +17,9 @@ class PaperSet:
     images: dict[str, int]  # published numbers, by part
     classes: dict[str, int]
     resize: str  # "plain" or "crop15"
-    spots: dict[str, str]  # MD5 of single images, for files whose own checksum nobody published
+    # For files whose own checksum nobody published, and unpacked folders: MD5 of single images, SHA-256 of lists.
+    spots: dict[str, str]
+    sums: dict[str, str]
 
 
 KRAUSE = "https://ai.stanford.edu/~jkrause"
@@ -50,6 +52,10 @@ SETS = {
             "images/002.Laysan_Albatross/Laysan_Albatross_0001_545.jpg": "e7db63424d0e384dba02aacaf298cdc0",
             "images/198.Rock_Wren/Rock_Wren_0001_189289.jpg": "487d082f1fbd58faa7b08aa5ede3cc00",
             "images/200.Common_Yellowthroat/Common_Yellowthroat_0003_190521.jpg": "96fd60ce4b4805e64368efc32bf5c6fe",
+        },
+        sums={
+            "images.txt": "e1cfc5ed1f4bd1b838040784b6f75c44f7a25d9b31707a3adab49ec694618c1f",
+            "image_class_labels.txt": "e9df8c96d897994a245746fe2c98914b9b31f5342bddc6e8b06bdfbf45e49b02",
         },
     ),
     "cars196": PaperSet(
@@ -105,6 +111,7 @@ SETS = {
             "car_ims/014982.jpg": "b2a95af89329d32d5fe2b74f0922378e",
             "car_ims/016185.jpg": "bab296d5e4b2290d024920bf4dc23d07",
         },
+        sums={"cars_annos.mat": "1cfb9206f1336038fc27c70a926e47d1c5d3ed0c870aec48cf5aa1b3880d42bf"},
     ),
     "sop": PaperSet(
         layouts=(
@@ -131,6 +138,10 @@ SETS = {
             "chair_final/111182689872_0.JPG": "ce78d10ed68560f4ea5fa1bec90206ba",
             "table_final/111194782300_0.JPG": "8203e079b5c134161bbfa7ee2a43a0a1",
             "toaster_final/111157129195_0.JPG": "d6c24ee8c05d986cafffa6af82ae224e",
+        },
+        sums={
+            "Ebay_train.txt": "77abb1e82af49f2f1f272dc6bd0b8480904f58742091764f9511b152cad1824e",
+            "Ebay_test.txt": "63d559dc1ca1e03671224c58a26b18985bbff22ae20344d41dabcfe3873cc276",
         },
     ),
 }

@@ -81,7 +81,7 @@ def read_sop(lists):
     entries = {}
     for part in PARTS:
         name = f"Ebay_{part}.txt"
-        header, *rows = _rows(name, lists[name], 4)
+        header, *rows = _rows(name, lists[name], 4) or [[]]
         if header != ["image_id", "class_id", "super_class_id", "path"]:
             raise ValueError(f"{name}, line 1: expected image_id class_id super_class_id path, found {' '.join(header)[:80]!r}")
         entries[part] = [Entry(path, path.rsplit("_", 1)[0], _number(name, label)) for _, label, _, path in rows]

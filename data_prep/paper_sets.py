@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data_prep.archives import identity, read_members
 from data_prep.batch_plan import BATCH, plan_file, write_plan
-from data_prep.download import DOWNLOADS, difference, fetch
+from data_prep.download import DOWNLOADS, Unreachable, difference, fetch
 from data_prep.files import locked, user_path
 from data_prep.image import RESIZES, load_image
 from data_prep.imagenet import imagenet_mean
@@ -44,10 +44,10 @@ def locate(name, archive):
         for layout in here or layouts:
             try:
                 return [(fetch(file), file) for file in layout]
-            except OSError as error:
+            except Unreachable as error:
                 others = "".join(f"\n    beside it: {file.describe()}" for file in layout[1:])
                 failures.append(f"{error}{others}")
-        raise OSError(
+        raise Unreachable(
             "\nor\n".join(failures) + f"\nor name the place: make data-{name} ARCHIVE=<the file, or a folder that holds it>"
         )
     if not archive.exists():
@@ -65,8 +65,7 @@ def locate(name, archive):
 
 def verify(files, any_count):
     """What speaks against these being the official files, in words; ValueError unless `any_count` lets it pass."""
-    own = [(path, file) for path, file in files if file and path.parent != DOWNLOADS]  # what was fetched is verified
-    doubts = [f"{path}: {wrong}" for path, file in own if (wrong := difference(path, file))]
+    doubts = [f"{path}: {wrong}" for path, file in files if file and (wrong := difference(path, file))]
     if doubts and not any_count:
         raise ValueError("\n".join(doubts) + f"\nIt was damaged on the way, or is not the official file. {AS_IT_IS}")
     return doubts
@@ -77,23 +76,35 @@ def member_lists(name):
     return frozenset().union(*SETS[name].lists)
 
 
-def read_lists(name, files):
-    """Entries of each part, from the annotation lists in the files."""
+def find_lists(name, files):
+    """{list name: content} of the annotation lists in the files, as soon as one way to have them is complete."""
     groups, lists = SETS[name].lists, {}
     for path, _ in sorted(files, key=lambda found: found[0].stat().st_size):  # the lists lie in the small ones
-        if path.name in member_lists(name):
-            lists[path.name] = path.read_bytes()
-            continue
-        for member, content in read_members(path, member_lists(name)):
+        own = path.name in member_lists(name)
+        for member, content in [(path.name, path.read_bytes())] if own else read_members(path, member_lists(name)):
             lists[member] = content
             if any(group <= lists.keys() for group in groups):
-                return SETS[name].read(lists)
-    if any(group <= lists.keys() for group in groups):
-        return SETS[name].read(lists)
+                return lists
     raise ValueError(f"{', '.join(str(path) for path, _ in files)}: expected the lists "
                      + " or ".join(", ".join(sorted(group)) for group in groups)
                      + f" in it; found {', '.join(sorted(lists)) or 'none'}. The official files are "
                      + " or ".join(", ".join(file.name for file in layout) for layout in SETS[name].layouts))  # fmt: skip
+
+
+def read_lists(name, files, lists):
+    """Entries of each part. Raises ValueError for lists of another form, however wrong they are."""
+    try:
+        entries = SETS[name].read(lists)
+        if wrong := [
+            entry for part in PARTS for entry in entries[part] if not 0 < entry.label < 2**24
+        ]:  # Caffe's labels are floats
+            raise ValueError(f"image {wrong[0].path} has the class {wrong[0].label}; class ids begin at 1")
+        return entries
+    except ValueError as error:
+        raise ValueError(f"{files[0][0]}: {error}") from None
+    except Exception as error:
+        raise ValueError(f"{files[0][0]}: the lists {', '.join(sorted(lists))} are not the official ones "
+                         f"({type(error).__name__}: {error})") from None  # fmt: skip
 
 
 def check_counts(name, entries, any_count):
@@ -111,21 +122,28 @@ def check_counts(name, entries, any_count):
     return doubts
 
 
-def check_spots(name, files, any_count):
-    """Which of a few images are not the published ones, in words, where a file's own checksum was never published."""
-    expected = SETS[name].spots
+def check_spots(name, files, lists, any_count):
+    """What differs from the published lists and from a few images, in words, where a file has no checksum of its own."""
+    expected, sums = SETS[name].spots, SETS[name].sums
     if all(file and file.checksum for _, file in files):
         return []
     found = {member: hashlib.md5(content).hexdigest() for path, _ in files if path.name not in member_lists(name)
              for member, content in read_members(path, set(expected))}  # fmt: skip
     right = [member for member in found if found[member] == expected[member]]
-    if right and len(right) == len(found):
-        return []
-    doubts = [f"{files[0][0]}: cannot be told to be official; of {len(expected)} images whose MD5 is known, {len(found)} are there "
-              f"and {len(right)} agree"]  # fmt: skip
-    if not any_count:
-        raise ValueError(doubts[0] + f"\n{AS_IT_IS}")
+    doubts = [f"{member} is not the published list" for member, value in sums.items()
+              if member in lists and hashlib.sha256(lists[member]).hexdigest() != value]  # fmt: skip
+    if not right or len(right) < len(found):
+        doubts.append(f"of {len(expected)} images whose MD5 is known, {len(found)} are there and {len(right)} agree")
+    doubts = [f"{files[0][0]}: cannot be told to be official; {doubt}" for doubt in doubts]
+    if doubts and not any_count:
+        raise ValueError("\n".join(doubts) + f"\n{AS_IT_IS}")
     return doubts
+
+
+def beside(name, archive):
+    """The archive, and the set's other official files that may lie beside it."""
+    names = sorted({file.name for layout in SETS[name].layouts for file in layout} - {archive.name})
+    return [archive] if archive.is_dir() else [archive, *(archive.with_name(other) for other in names)]
 
 
 def labels_of(csv_path):
@@ -139,7 +157,7 @@ def make(name, out, archive, resize, any_count, skip_unreadable):
     options = {"resize": resize, "counts": "any" if any_count else "published", "skip_unreadable": skip_unreadable,
                "size": SIZE, "layout": 1}  # fmt: skip
     made = read_set(out)
-    source = identity(archive) if archive and archive.exists() else None
+    source = [identity(path) for path in beside(name, archive) if path.exists()] if archive else None
     if made.get("options") == options and (archive is None or made["official"] or source == made["archive"]):
         print(f"{out}: is made already, from {', '.join(made['files'])}")
         return made
@@ -147,9 +165,10 @@ def make(name, out, archive, resize, any_count, skip_unreadable):
         raise ValueError(f"{out}: holds the official set, which COUNTS=any would replace; move it away or remove it first")
     files = locate(name, archive)
     doubts = verify(files, any_count)
-    entries = read_lists(name, files)
+    lists = find_lists(name, files)
+    entries = read_lists(name, files, lists)
     doubts += check_counts(name, entries, any_count)
-    doubts += check_spots(name, files, any_count)
+    doubts += check_spots(name, files, lists, any_count)
     wanted = {entry.path for part in PARTS for entry in entries[part]}
     if len(wanted) < sum(map(len, entries.values())):
         raise ValueError(f"{files[0][0]}: its lists name an image twice")
@@ -180,6 +199,8 @@ def main():
     parser.add_argument("--layout", choices=("once", "paired"), default="once",
                         help="paired: also the authors' LMDB, each image again for every appearance")  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.batch < 2 or arguments.batch % 2:
+        parser.error(f"--batch must be even, at least 2 (BATCH={arguments.batch})")
     out = arguments.out or Path("data") / arguments.name
     with locked(out, "making a set"):
         make(arguments.name, out, arguments.archive, arguments.resize or SETS[arguments.name].resize, arguments.counts == "any",

@@ -17,7 +17,7 @@ import numpy as np
 from caffe_pb2 import BlobProto, Datum
 from tqdm import tqdm
 
-from data_prep.files import read_record, remove, require_space, written_aside
+from data_prep.files import read_record, remove, remove_partials, require_space, written_aside
 
 PARTS = ("train", "test")
 FILES = ("train.lmdb", "test.lmdb", "train.csv", "test.csv", "mean.binaryproto")  # of a set, besides its plans and set.json
@@ -40,7 +40,7 @@ def lmdb_bytes(images, size):
 def read_set(out):
     """The record of the set in the folder `out`, or an empty dict when it is not complete."""
     record = read_record(out / "set.json")
-    return record if all((out / name).exists() for name in FILES) else {}
+    return record if all((out / name / "data.mdb" if "lmdb" in name else out / name).exists() for name in FILES) else {}
 
 
 class LmdbWriter:
@@ -67,6 +67,15 @@ class LmdbWriter:
         self.environment.close()
 
 
+@contextlib.contextmanager
+def disk_errors(out):
+    """lmdb's own errors, of a full disk for one, as OSError with the folder's name."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise OSError(f"{out}: an LMDB cannot be written ({error}); what was there is as it was") from None
+
+
 def write_set(out, entries, images, load, size, record, mean=None, skip_unreadable=False, advice=""):
     """Make the set's files in `out`; set.json is left to `finish`, once the caller's own files are there.
 
@@ -83,10 +92,14 @@ def write_set(out, entries, images, load, size, record, mean=None, skip_unreadab
     there is touched.
     """
     out.mkdir(parents=True, exist_ok=True)
+    remove_partials(out)
     count = sum(map(len, entries.values()))
     require_space(out, lmdb_bytes(count, size), advice)
     place_of = {entry.path: (part, place) for part in PARTS for place, entry in enumerate(entries[part])}
-    with contextlib.ExitStack() as stack:  # both LMDBs or neither, and what cannot be read is named for both together
+    with (
+        disk_errors(out),
+        contextlib.ExitStack() as stack,
+    ):  # both LMDBs or neither, and what cannot be read is named for both together
         writers = {part: LmdbWriter(stack.enter_context(written_aside(out / f"{part}.lmdb")), len(entries[part]), size)
                    for part in PARTS}  # fmt: skip
         unreadable = {}
@@ -98,7 +111,8 @@ def write_set(out, entries, images, load, size, record, mean=None, skip_unreadab
                 writers[part].put(place, image, entries[part][place].label)
         if place_of and not skip_unreadable:
             first = next(iter(place_of))
-            raise ValueError(f"{len(place_of):,} of {count:,} images are listed and not there, the first: {first}")
+            raise ValueError(f"{len(place_of):,} of {count:,} images are listed and not there, the first: {first}. "
+                             "The archive or folder is not complete")  # fmt: skip
         unreadable |= {place: f"{path}: is listed, and not there" for path, place in place_of.items()}
         for writer in writers.values():
             writer.close()

@@ -82,6 +82,16 @@ def test_a_member_twice(tmp_path):
         read(tar(tmp_path / "x.tgz", ("top/images/a.jpg", b"1"), ("other/images/a.jpg", b"2")))
 
 
+def test_a_negative_size_ends_the_reading(tmp_path):
+    block = bytearray(header("elsewhere", 0))
+    block[124:136] = (-1536).to_bytes(12, "big", signed=True)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    (tmp_path / "x.tar").write_bytes(header("a", 0) + header("b", 0) + bytes(block) + bytes(1024))
+    with pytest.raises(ValueError, match="x.tar: is damaged"):
+        read(tmp_path / "x.tar")
+
+
 def header(name, size, kind=b"0"):
     """A tar header that claims any size."""
     member = tarfile.TarInfo(name)

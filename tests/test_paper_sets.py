@@ -123,8 +123,9 @@ def test_the_imagenet_mean_is_the_official_file(tmp_path):
 def shrink(monkeypatch, name, archive, **changes):
     """Let the miniature be the official set: its own size, checksum and counts."""
     size, checksum = archive.stat().st_size, "sha256:" + hashlib.sha256(archive.read_bytes()).hexdigest()
-    official = dataclasses.replace(paper_files.SETS[name], layouts=((Download(archive.name, (), size, checksum),),),
-                                   images={"train": 18, "test": 18}, classes={"train": 3, "test": 3}, **changes)  # fmt: skip
+    counts = {"images": {"train": 18, "test": 18}, "classes": {"train": 3, "test": 3}}
+    layouts = ((Download(archive.name, (), size, checksum),),)
+    official = dataclasses.replace(paper_files.SETS[name], layouts=layouts, **{**counts, "sums": {}, **changes})
     monkeypatch.setitem(paper_files.SETS, name, official)
 
 
@@ -177,6 +178,10 @@ def test_an_unpacked_folder_is_told_by_single_images(tmp_path, monkeypatch):
     shrink(monkeypatch, "cub", archive, spots=spots)
     shutil.unpack_archive(archive, tmp_path / "unpacked")
     assert make("cub", tmp_path / "cub", tmp_path / "unpacked", any_count=False)["official"] is True
+    shrink(monkeypatch, "cub", archive, spots=spots, sums={"images.txt": "0" * 64})
+    with pytest.raises(ValueError, match="cannot be told to be official; images.txt is not the published list"):
+        make("cub", tmp_path / "lists", tmp_path / "unpacked", any_count=False)
+    shrink(monkeypatch, "cub", archive, spots=spots)
     other = next((tmp_path / "unpacked").rglob("*_9.jpg"))
     other.write_bytes(other.with_name(next(path.name for path in other.parent.glob("*_8.jpg"))).read_bytes())
     with pytest.raises(ValueError, match="of 2 images whose MD5 is known, 2 are there and 1 agree"):
@@ -467,3 +472,40 @@ def test_an_incomplete_set_is_made_again(tmp_path):
     members[paths[0]], members[paths[1]] = members[paths[1]], members[paths[0]]  # other pixels under the same names
     miniature.cub(tmp_path, members)
     assert make("cub", tmp_path / "cub", archive)["content"] != content
+
+
+def test_a_wrong_file_among_the_downloads_is_not_official_by_its_place(tmp_path, monkeypatch):
+    archive = miniature.cub(tmp_path)
+    shrink(monkeypatch, "cub", archive)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/downloads").mkdir(parents=True)
+    (tmp_path / "data/downloads" / archive.name).write_bytes(archive.read_bytes() + b"x")
+    for named in (paper_sets.DOWNLOADS / archive.name, paper_sets.DOWNLOADS):
+        with pytest.raises(ValueError, match="It was damaged on the way, or is not the official file"):
+            make("cub", tmp_path / "cub", named, any_count=False)
+
+
+def test_what_a_killed_call_left_does_not_take_the_room(tmp_path, monkeypatch):
+    archive = miniature.cub(tmp_path)
+    (tmp_path / "cub" / ".train.lmdb.partial.lmdb").mkdir(parents=True)
+    seen = []
+    monkeypatch.setattr("data_prep.write_set.require_space", lambda out, *_: seen.append(list(out.iterdir())))
+    make("cub", tmp_path / "cub", archive)
+    assert seen == [[]]
+
+
+def test_lists_that_are_wrong_in_other_ways(tmp_path):
+    files = [(tmp_path / "x.tgz", None)]
+    unlabelled = miniature.matlab(tmp_path / "t.mat", annotations=[{"fname": "00001.jpg"}, {"fname": "00002.jpg"}]).read_bytes()
+    meta = miniature.matlab(tmp_path / "m.mat", class_names=miniature.CARS_CLASSES).read_bytes()
+    lists = {"cars_train_annos.mat": unlabelled, "cars_test_annos_withlabels.mat": unlabelled, "cars_meta.mat": meta}
+    with pytest.raises(ValueError, match=r"x.tgz: the lists cars_meta.mat, .* are not the official ones \(KeyError: 'class'\)"):
+        paper_sets.read_lists("cars196", files, lists)
+    header = b"image_id class_id super_class_id path\n"
+    for train, message in (
+        (b"", "Ebay_train.txt, line 1: expected image_id"),
+        (header + b"1 3000000000 1 a_0.JPG\n", "has the class 3000000000"),
+        (header + b"1 0 1 a_0.JPG\n", "has the class 0; class ids begin at 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            paper_sets.read_lists("sop", files, {"Ebay_train.txt": train, "Ebay_test.txt": header})
