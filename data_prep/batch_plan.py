@@ -1,15 +1,28 @@
-"""The batch plan: which images make up which batch, as the authors' generator draws them.
+"""The batch plan: which images make up which batch.
 
-All positive pairs and self-pairs, as many random negative pairs,
-one shuffle, cut into batches of m/2 pairs; a batch is its pairs' left images and then their right ones. Facts and what
-the paper says otherwise: README, "Differences".
+    python data_prep/batch_plan.py --set data/cub --kind triplets [--batch 120]     # -> data/cub/triplets.npz
+
+Pairs, for the lifted and the contrastive loss, as the authors' generator draws them: all positive pairs and self-pairs,
+as many random negative pairs, one shuffle, cut into batches of m/2 pairs; a batch is its pairs' left images and then
+their right ones. Triplets: every positive pair without self-pairs, one of the two the anchor by chance, and a negative
+drawn uniformly from the images of other classes; a batch is its anchors, then their positives, then their negatives.
+Facts and what the paper says otherwise: README, "Differences".
 """
+
+from data_prep.command import run
+
+# isort: split
+
+import argparse
+import csv
+from pathlib import Path
 
 import numpy as np
 
-from data_prep.files import written_aside
+from data_prep.files import locked, written_aside
 
-BATCH = 128  # images, the paper's section 5
+OWN_BATCH = {"pairs": 128, "triplets": 120}  # images, the paper's section 5
+BATCH = OWN_BATCH["pairs"]
 # More positive pairs than this are sampled. The paper's sets have at most 0.7 million (Cars196).
 MAX_POSITIVE_PAIRS = 2_000_000
 
@@ -76,9 +89,45 @@ def make_plan(labels, batch=BATCH, seed=1, max_positive_pairs=MAX_POSITIVE_PAIRS
     return np.ascontiguousarray(batches, np.int32), facts
 
 
-def _positive_pairs(order, starts, counts, limit, random):
-    """All pairs i <= j within a class (p, 2), or `limit` of them; and how many there are in all."""
-    counts = counts.astype(np.int64)
+def make_triplet_plan(labels, batch=OWN_BATCH["triplets"], seed=1, max_positive_pairs=MAX_POSITIVE_PAIRS):
+    """Draw a plan of triplets for images with these class ids. Parameters as in make_plan, but `batch` a multiple of 3.
+
+    Returns
+    -------
+    batches : (n, batch) int32, places in the LMDB; columns j, j + batch/3 and j + 2 batch/3 are anchor, positive, negative
+    facts : dict with the numbers of `positive_pairs`, `possible_positive_pairs`, and `repeated`: triplets of the last
+        batch that are there once more, so that it is full and no pair is left out
+
+    Raises ValueError when there are fewer than two classes, or no class has two images.
+    """
+    labels = np.asarray(labels)
+    if batch < 3 or batch % 3:
+        raise ValueError(f"a batch of triplets must hold a multiple of 3 images, not {batch}")
+    classes, counts = np.unique(labels, return_counts=True)
+    if classes.size < 2 or counts.max() < 2:
+        raise ValueError(f"triplets need two images of one class and one of another; here are {labels.size} images of "
+                         f"{classes.size} classes")  # fmt: skip
+    random = np.random.default_rng(seed)
+    order = np.argsort(labels, kind="stable")  # (N,) images, class by class
+    starts = np.cumsum(counts) - counts  # (C,) where each class begins in it
+
+    pairs, possible = _positive_pairs(order, starts, counts, max_positive_pairs, random, self_pairs=False)
+    pairs = random.permuted(pairs, axis=1)  # which of the two is the anchor
+    own = np.searchsorted(classes, labels[pairs[:, 0]])  # (p,) class of each pair
+    other = random.integers(0, labels.size - counts[own])  # (p,) place among the images of other classes
+    other += np.where(other >= starts[own], counts[own], 0)
+    triplets = random.permutation(np.column_stack([pairs, order[other]]))  # (p, 3)
+    missing = -len(triplets) % (batch // 3)
+    again = random.choice(len(triplets), missing, replace=missing > len(triplets))
+    triplets = np.concatenate([triplets, triplets[again]])
+    batches = triplets.reshape(-1, batch // 3, 3).transpose(0, 2, 1).reshape(-1, batch)
+    facts = {"positive_pairs": len(pairs), "possible_positive_pairs": int(possible), "repeated": int(missing)}
+    return np.ascontiguousarray(batches, np.int32), facts
+
+
+def _positive_pairs(order, starts, counts, limit, random, self_pairs=True):
+    """All pairs i <= j (or i < j) within a class (p, 2), or `limit` of them; and how many there are in all."""
+    counts = counts.astype(np.int64) - (not self_pairs)  # the pairs i < j of n images are those i <= j - 1 of n - 1
     pairs_of_class = counts * (counts + 1) // 2
     ends = np.cumsum(pairs_of_class)
     number = np.arange(ends[-1]) if ends[-1] <= limit else np.sort(random.choice(ends[-1], limit, replace=False))
@@ -87,24 +136,65 @@ def _positive_pairs(order, starts, counts, limit, random):
     # Pair number t of a class, counting (0,0), (0,1), (1,1), (0,2), ...: j is the largest with j (j + 1) / 2 <= t.
     right = ((np.sqrt(8.0 * number + 1) - 1) // 2).astype(np.int64)
     left = number - right * (right + 1) // 2
+    right += not self_pairs
     return np.column_stack([order[starts[which] + left], order[starts[which] + right]]), ends[-1]
 
 
-def plan_file(batch=BATCH):
-    """The plan's name in its set's folder: pairs.npz for the paper's batch, pairs_m<batch>.npz for another."""
-    return "pairs.npz" if batch == BATCH else f"pairs_m{batch}.npz"
+def plan_file(batch=None, kind="pairs"):
+    """The plan's name in its set's folder: pairs.npz or triplets.npz for the paper's batch, pairs_m<batch>.npz for another."""
+    return f"{kind}.npz" if batch in (None, OWN_BATCH[kind]) else f"{kind}_m{batch}.npz"
 
 
-def write_plan(path, labels, batch=BATCH, seed=1, max_positive_pairs=MAX_POSITIVE_PAIRS):
+def kind_of(path):
+    """The kind of the plan at `path`, by its name; pairs where that is none of ours."""
+    return next((kind for kind in OWN_BATCH if Path(path).name.startswith(kind)), "pairs")
+
+
+def write_plan(path, labels, batch=None, seed=1, max_positive_pairs=MAX_POSITIVE_PAIRS, kind="pairs"):
     """Draw the plan and write it as .npz: `batches` (n, m), the number of `images` it was made for, and the facts."""
-    batches, facts = make_plan(labels, batch, seed, max_positive_pairs)
+    batch = batch or OWN_BATCH[kind]
+    make = {"pairs": make_plan, "triplets": make_triplet_plan}[kind]
+    batches, facts = make(labels, batch, seed, max_positive_pairs)
     with written_aside(path) as aside:
         np.savez(aside, batches=batches, images=len(labels), batch=batch, seed=seed, **facts)
-    print(f"{path}: {len(batches):,} batches of {batch} images, from {facts['positive_pairs']:,} positive pairs "
-          f"(each image with itself among them) and {facts['negative_pairs']:,} negative ones")  # fmt: skip
+    of = (f"{facts['positive_pairs']:,} positive pairs, {facts['repeated']:,} of them twice to fill the last batch"
+          if kind == "triplets" else f"{facts['positive_pairs']:,} positive pairs (each image with itself among them) and "
+          f"{facts['negative_pairs']:,} negative ones")  # fmt: skip
+    print(f"{path}: {len(batches):,} batches of {batch} images, from {of}")
     if facts["possible_positive_pairs"] > facts["positive_pairs"]:
         print(f"    {facts['possible_positive_pairs']:,} positive pairs are possible: {max_positive_pairs:,} of them were drawn "
               "(--max-positive-pairs)")  # fmt: skip
-    if facts["repeated_classes"]:
+    if facts.get("repeated_classes"):
         print(f"    {facts['repeated_classes']:,} classes ask for more negatives than there are images of other classes: "
               "every one is used before any is repeated")  # fmt: skip
+
+
+def labels_of(csv_path):
+    """The column `label` of a set's train.csv."""
+    try:
+        with open(csv_path, newline="", errors="surrogateescape") as stream:
+            return [int(row["label"]) for row in csv.DictReader(stream)]
+    except FileNotFoundError:
+        raise ValueError(f"{csv_path}: not there; make data-<set> makes a set of ours, data_prep/build_set.py any other") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{csv_path}: is no list of a set's images (path, class, label): {error}; make the set again") from None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", type=Path, required=True, help="folder of the set, data/<set>")
+    parser.add_argument("--kind", choices=OWN_BATCH, default="pairs")
+    parser.add_argument("--batch", type=int, help="images a training batch (default 128, of triplets 120)")
+    parser.add_argument("--seed", type=int, default=1, help="of the drawing and the shuffle (default 1)")
+    parser.add_argument("--max-positive-pairs", type=int, default=MAX_POSITIVE_PAIRS,
+                        help=f"draw this many where there are more (default {MAX_POSITIVE_PAIRS:,})")  # fmt: skip
+    arguments = parser.parse_args()
+    labels = labels_of(arguments.set / "train.csv")
+    path = arguments.set / plan_file(arguments.batch, arguments.kind)
+    with locked(arguments.set, "making a set"):
+        if not path.exists():
+            write_plan(path, labels, arguments.batch, arguments.seed, arguments.max_positive_pairs, arguments.kind)
+
+
+if __name__ == "__main__":
+    run("batch_plan", main)

@@ -12,13 +12,12 @@ from data_prep.command import run
 # isort: split
 
 import argparse
-import csv
 import functools
 import hashlib
 from pathlib import Path
 
 from data_prep.archives import identity, read_members
-from data_prep.batch_plan import BATCH, plan_file, write_plan
+from data_prep.batch_plan import BATCH, labels_of, plan_file, write_plan
 from data_prep.download import DOWNLOADS, Unreachable, difference, fetch
 from data_prep.files import locked, user_path
 from data_prep.image import RESIZES, load_image
@@ -144,12 +143,6 @@ def beside(name, archive):
     """The archive, and the set's other official files that may lie beside it."""
     names = sorted({file.name for layout in SETS[name].layouts for file in layout} - {archive.name})
     return [archive] if archive.is_dir() else [archive, *(archive.with_name(other) for other in names)]
-
-
-def labels_of(csv_path):
-    """The column `label` of train.csv."""
-    with open(csv_path, newline="", errors="surrogateescape") as stream:
-        return [int(row["label"]) for row in csv.DictReader(stream)]
 
 
 def make(name, out, archive, resize, any_count, skip_unreadable):

@@ -122,7 +122,7 @@ def write_set(out, entries, images, load, size, record, mean=None, skip_unreadab
         if empty := [part for part in PARTS if not written[part]]:
             raise ValueError(f"{out}: no image is left to {empty[0]}")
         (out / "set.json").unlink(missing_ok=True)  # from here on an earlier set is replaced: nothing may take it for complete
-        for made_from_it in [*out.glob("pairs*.npz"), *out.glob("train_paired*.lmdb")]:
+        for made_from_it in [*out.glob("pairs*.npz"), *out.glob("triplets*.npz"), *out.glob("train_paired*.lmdb")]:
             remove(made_from_it)
 
     for part in PARTS:

@@ -1,9 +1,12 @@
 """The demo's net and solver: small, for images of 64 pixels on a CPU."""
 
-from prototxt.layers import convolution, fc_embedding, image_input, lifted_structured_loss, pair_batch, pooling
+from itertools import product
+
+from prototxt.layers import LOSSES, PLANS, convolution, fc_embedding, image_input, pair_batch, pooling
 from prototxt.text import Enum, because
 
 CROP = 56
+SIZES = (64, 128, 256, 512)
 
 
 def conv(name, bottom, channels, kernel, stride=1):
@@ -42,20 +45,25 @@ def embedding(size):
     return fc_embedding("conv3", size, filler)
 
 
-def train_val(size):
-    data = pair_batch("demo", CROP, mirror=False, reason="not mirrored: some emoji differ from another by direction alone")
-    return {"name": f"demo_lifted_{size}", "layer": [data, *trunk(), embedding(size), lifted_structured_loss()]}
+def train_val(method, size):
+    reason = "not mirrored: some emoji differ from another by direction alone"
+    data = pair_batch("demo", CROP, mirror=False, reason=reason, plan=PLANS[method])
+    return {"name": f"demo_{method}_{size}", "layer": [data, *trunk(), embedding(size), *LOSSES[method]()]}
 
 
-def deploy(size):
-    return {"name": f"demo_lifted_{size}_deploy", "layer": [image_input(CROP), *trunk(), embedding(size)]}
+def deploy(method, size):
+    return {"name": f"demo_{method}_{size}_deploy", "layer": [image_input(CROP), *trunk(), embedding(size)]}
 
 
-def solver(size):
+BASE_LR = {"lifted": 0.001, "contrastive": 0.001, "triplet": 0.001}
+
+
+def solver(method, size):
     return {
-        "net": f"prototxt/demo/lifted_{size}/train_val.prototxt",
+        "net": f"prototxt/demo/{method}_{size}/train_val.prototxt",
         "base_lr": because(
-            0.001, "this and the demo's other values: chosen on held-out training classes (make demo HOLDOUT=1 scores them)"
+            BASE_LR[method],
+            "this and the demo's other values: chosen on held-out training classes (make demo HOLDOUT=1 scores them)",
         ),
         "lr_policy": because("step", "a tenth for the last fifth of the training: the loss falls once more"),
         "gamma": 0.1,
@@ -68,7 +76,7 @@ def solver(size):
         "max_iter": because(3000, "about 8 minutes on one core"),
         "display": 25,
         "snapshot": 250,
-        "snapshot_prefix": f"runs/demo/lifted_{size}/caffe/snapshot",
+        "snapshot_prefix": f"runs/demo/{method}_{size}/caffe/snapshot",
         "random_seed": because(1, "the same start each time; tools/train.py writes its SEED here"),
         "solver_mode": because(Enum("CPU"), "the Caffe that make env builds has no other"),
     }
@@ -76,8 +84,10 @@ def solver(size):
 
 def messages():
     """Path (below prototxt/) -> message."""
-    return {
-        "demo/lifted_64/train_val.prototxt": train_val(64),
-        "demo/lifted_64/deploy.prototxt": deploy(64),
-        "demo/lifted_64/solver.prototxt": solver(64),
-    }
+    found = {}
+    for method, size in product(LOSSES, SIZES):
+        folder = f"demo/{method}_{size}"
+        found[f"{folder}/train_val.prototxt"] = train_val(method, size)
+        found[f"{folder}/deploy.prototxt"] = deploy(method, size)
+        found[f"{folder}/solver.prototxt"] = solver(method, size)
+    return found

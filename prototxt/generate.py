@@ -1,16 +1,19 @@
-"""Writes every committed net and solver from its one definition.
+"""Writes the nets and solvers from their one definition.
 
-    python prototxt/generate.py            # or: make prototxt
+    python prototxt/generate.py                       # or: make prototxt; all that are committed
+    python prototxt/generate.py cub/contrastive_128   # others: one folder, which git ignores
 
-A test regenerates the files and fails on one that differs. Change the definition, never a generated file:
+Committed are the lifted loss in every size, and contrastive and triplet in 64, from which another size differs in one
+number. A test regenerates the files and fails on one that differs. Change the definition, never a generated file:
 
     demo.py        the demo's net and solver
-    paper.py       the paper's nets and solvers, three sets times four sizes
+    paper.py       the paper's nets and solvers, three sets times three methods times four sizes
     googlenet.py   their trunk
     layers.py      what these share
     text.py        how a message is written, with the reasons above its values
 """
 
+import sys
 from pathlib import Path
 
 from prototxt import demo, paper
@@ -20,20 +23,31 @@ HERE = Path(__file__).resolve().parent
 HEADER = "# Made by `make prototxt` from its definition in prototxt/*.py; change that, not this file.\n"
 
 
+def is_committed(path):
+    """Whether the file at `path` (below prototxt/) is committed."""
+    folder = path.split("/")[1]
+    return folder.endswith("_64") or (folder.startswith("lifted_") and not path.startswith("demo/"))
+
+
 def files():
-    """Path (below prototxt/) -> text of every generated file."""
+    """Path (below prototxt/) -> text of every file, committed or not."""
     messages = {**demo.messages(), **paper.messages()}
     return {path: HEADER + render(message) + "\n" for path, message in messages.items()}
 
 
-def main():
-    for path, text in files().items():
+def main(folders):
+    every = files()
+    known = sorted({path.rsplit("/", 1)[0] for path in every})
+    if unknown := [folder for folder in folders if folder not in known]:
+        sys.exit(f"generate: there is no net {unknown[0]}; there are {', '.join(known)}")
+    for path, text in every.items():
         target = HERE / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists() or target.read_text() != text:
+        chosen = path.rsplit("/", 1)[0] in folders if folders else is_committed(path)
+        if chosen and (not target.exists() or target.read_text() != text):
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text)
             print(f"prototxt/{path}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -9,11 +9,11 @@ WEIGHT = {"lr_mult": 1, "decay_mult": 1}
 BIAS = {"lr_mult": 2, "decay_mult": 0}
 
 
-def pair_batch(data_set, crop, mirror, reason):
-    """The training data: batches of image pairs from an image-once LMDB."""
+def pair_batch(data_set, crop, mirror, reason, plan):
+    """The training data: batches of image pairs, or triplets, from an image-once LMDB."""
     parameters = {
         "lmdb": f"data/{data_set}/train.lmdb",
-        "plan": f"data/{data_set}/pairs.npz",
+        "plan": f"data/{data_set}/{plan}",
         "mean_file": f"data/{data_set}/mean.binaryproto",
         "crop": crop,
         "mirror": mirror,
@@ -87,16 +87,50 @@ def fc_embedding(bottom, size, weight_filler):
     }
 
 
-def lifted_structured_loss(margin=1.0):
+def python_loss(module, layer, margin):
     return {
         "name": "loss",
         "type": "Python",
         "bottom": ["fc_embedding", "label"],
         "top": "loss",
         "loss_weight": because(1, "Caffe does not take a Python layer for a loss without it"),
-        "python_param": {
-            "module": "lifted_structured_loss_layer",
-            "layer": "LiftedStructuredLossLayer",
-            "param_str": json.dumps({"margin": margin}),
-        },
+        "python_param": {"module": module, "layer": layer, "param_str": json.dumps({"margin": margin})},
     }
+
+
+def lifted_structured_loss(margin=1.0):
+    return [python_loss("lifted_structured_loss_layer", "LiftedStructuredLossLayer", margin)]
+
+
+def triplet_loss(margin=1.0):
+    return [python_loss("triplet_loss_layer", "TripletLossLayer", margin)]
+
+
+def contrastive_loss(margin=1.0):
+    """Caffe's own layers: the batch's halves are the two sides of its pairs, and equal class ids make a pair similar."""
+
+    def layer(name, kind, bottom, top, **parameters):
+        return {"name": name, "type": kind, "bottom": bottom, "top": top, **parameters}
+
+    halves = {"slice_param": {"axis": 0}}
+    return [
+        because(
+            layer("embedding_halves", "Slice", "fc_embedding", ["embedding_left", "embedding_right"], **halves),
+            "a batch holds the left images of its pairs, then the right ones",
+        ),
+        layer("label_halves", "Slice", "label", ["label_left", "label_right"], **halves),
+        because(
+            layer("label_difference", "Eltwise", ["label_left", "label_right"], "label_difference",
+                  eltwise_param={"operation": Enum("SUM"), "coeff": [1, -1]}),
+            "from here to `similar`: 1 where the two class ids are equal, 0 where they are not",
+        ),
+        layer("label_distance", "AbsVal", "label_difference", "label_distance"),
+        layer("different", "Threshold", "label_distance", "different", threshold_param={"threshold": 0.5}),
+        layer("similar", "Power", "different", "similar", power_param={"scale": -1, "shift": 1}),
+        layer("loss", "ContrastiveLoss", ["embedding_left", "embedding_right", "similar"], "loss",
+              contrastive_loss_param={"margin": margin}),
+    ]  # fmt: skip
+
+
+LOSSES = {"lifted": lifted_structured_loss, "contrastive": contrastive_loss, "triplet": triplet_loss}
+PLANS = {"lifted": "pairs.npz", "contrastive": "pairs.npz", "triplet": "triplets.npz"}

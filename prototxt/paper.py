@@ -1,7 +1,9 @@
 """The paper's nets and solvers: GoogLeNet and an embedding of 64 to 512 numbers, on the paper's three sets."""
 
+from itertools import product
+
 from prototxt.googlenet import trunk
-from prototxt.layers import fc_embedding, image_input, lifted_structured_loss, pair_batch
+from prototxt.layers import LOSSES, PLANS, fc_embedding, image_input, pair_batch
 from prototxt.text import Enum, because
 
 SETS = ("cub", "cars196", "sop")  # CUB-200-2011, Cars196, Stanford Online Products
@@ -23,15 +25,17 @@ def net(name, data, size, *loss):
     return {"name": because(name, TRUNK), "layer": [data, *trunk(), embedding, *loss]}
 
 
-def loss():
-    return because(lifted_structured_loss(margin=1.0), "margin 1: paper, section 5")
+def losses(method):
+    *stages, loss = LOSSES[method](margin=1.0)
+    return [*stages, because(loss, "margin 1: paper, section 5")]
 
 
-def train_val(data_set, size):
-    return net(f"{data_set}_lifted_{size}", pair_batch(data_set, CROP, mirror=True, reason=DATA), size, loss())
+def train_val(data_set, method, size):
+    data = pair_batch(data_set, CROP, mirror=True, reason=DATA, plan=PLANS[method])
+    return net(f"{data_set}_{method}_{size}", data, size, *losses(method))
 
 
-def train_val_paired(data_set, size):
+def train_val_paired(data_set, method, size):
     """The authors' layout: each image is in the LMDB again for each appearance, and Caffe's own layer reads it."""
     data = {
         "name": "data",
@@ -44,15 +48,16 @@ def train_val_paired(data_set, size):
             "another size would tear the pairs apart",
         ),
     }
-    return net(f"{data_set}_lifted_{size}_paired", data, size, loss())
+    return net(f"{data_set}_{method}_{size}_paired", data, size, *losses(method))
 
 
-def deploy(data_set, size):
-    return net(f"{data_set}_lifted_{size}_deploy", image_input(CROP), size)
+def deploy(data_set, method, size):
+    return net(f"{data_set}_{method}_{size}_deploy", image_input(CROP), size)
 
 
 RELEASED = "the authors' released solver"  # of Online Products, the only set that they released one for
 
+BASELINE = "this and what follows: the lifted loss's solver for this set; no solver of the baselines was ever published"
 BASE_LR = {
     "cub": because(
         1e-6,
@@ -64,10 +69,10 @@ BASE_LR = {
 }
 
 
-def solver(data_set, size):
+def solver(data_set, method, size):
     return {
-        "net": f"prototxt/{data_set}/lifted_{size}/train_val.prototxt",
-        "base_lr": BASE_LR[data_set],
+        "net": f"prototxt/{data_set}/{method}_{size}/train_val.prototxt",
+        "base_lr": BASE_LR[data_set] if method == "lifted" else because(BASE_LR[data_set].value, BASELINE),
         "lr_policy": because("step", RELEASED + ", made for Online Products; its first step would come after the end"),
         "gamma": 0.96,
         "stepsize": 32000,
@@ -76,43 +81,46 @@ def solver(data_set, size):
         "max_iter": because(20000, 'paper, section 5: "maximum training iteration to 20,000 for all the experiments"'),
         "display": because(5, RELEASED),
         "snapshot": because(10000, RELEASED),
-        "snapshot_prefix": f"runs/{data_set}/lifted_{size}/caffe/snapshot",
+        "snapshot_prefix": f"runs/{data_set}/{method}_{size}/caffe/snapshot",
         "random_seed": because(1, "the same start each time; tools/train.py writes its SEED here"),
         "solver_mode": because(Enum("CPU"), "what make env builds; `caffe train -gpu 0` overrides it"),
     }
 
 
-def solver_authors(size):
+def solver_authors(method, size):
     """CUB as the authors say that they trained it; for the other sets solver() is that."""
     return {
-        **solver("cub", size),
-        "base_lr": because(1e-6, "the authors, issue 11 of their repository: 1e-6 and 40,000 iterations for CUB"),
+        **solver("cub", method, size),
+        "base_lr": because(
+            1e-6,
+            "the authors, issue 11 of their repository: 1e-6 and 40,000 iterations for CUB"
+            + (f". {BASELINE}" if method != "lifted" else ""),
+        ),
         "lr_policy": because("step", RELEASED + ", made for Online Products; with 40,000 iterations it steps once"),
         "max_iter": because(40000, "the authors, issue 11 of their repository; the paper says 20,000"),
-        "snapshot_prefix": f"runs/cub/lifted_{size}/caffe/snapshot_authors",
+        "snapshot_prefix": f"runs/cub/{method}_{size}/caffe/snapshot_authors",
     }
 
 
-def solver_paired(data_set, size):
+def solver_paired(data_set, method, size):
     return {
-        **solver(data_set, size),
-        "net": f"prototxt/{data_set}/lifted_{size}/train_val_paired.prototxt",
-        "snapshot_prefix": f"runs/{data_set}/lifted_{size}/caffe/snapshot_paired",
+        **solver(data_set, method, size),
+        "net": f"prototxt/{data_set}/{method}_{size}/train_val_paired.prototxt",
+        "snapshot_prefix": f"runs/{data_set}/{method}_{size}/caffe/snapshot_paired",
     }
 
 
 def messages():
-    """Path (below prototxt/) -> message."""
+    """Path (below prototxt/) -> message, of every set, method and size."""
     found = {}
-    for data_set in SETS:
-        for size in SIZES:
-            folder = f"{data_set}/lifted_{size}"
-            found[f"{folder}/train_val.prototxt"] = train_val(data_set, size)
-            found[f"{folder}/deploy.prototxt"] = deploy(data_set, size)
-            found[f"{folder}/solver.prototxt"] = solver(data_set, size)
-            if data_set == "cub":
-                found[f"{folder}/solver_authors.prototxt"] = solver_authors(size)
-            if size == 64:
-                found[f"{folder}/train_val_paired.prototxt"] = train_val_paired(data_set, size)
-                found[f"{folder}/solver_paired.prototxt"] = solver_paired(data_set, size)
+    for data_set, method, size in product(SETS, LOSSES, SIZES):
+        folder = f"{data_set}/{method}_{size}"
+        found[f"{folder}/train_val.prototxt"] = train_val(data_set, method, size)
+        found[f"{folder}/deploy.prototxt"] = deploy(data_set, method, size)
+        found[f"{folder}/solver.prototxt"] = solver(data_set, method, size)
+        if data_set == "cub":
+            found[f"{folder}/solver_authors.prototxt"] = solver_authors(method, size)
+        if size == 64 and method != "triplet":  # the authors' layout has pairs
+            found[f"{folder}/train_val_paired.prototxt"] = train_val_paired(data_set, method, size)
+            found[f"{folder}/solver_paired.prototxt"] = solver_paired(data_set, method, size)
     return found

@@ -6,6 +6,8 @@ its gradient (equations 5 to 7) and Algorithm 1. The Caffe layer around it is li
 
 import numpy as np
 
+from embedding_batch import checked, representable
+
 # Distances come from a matrix product; a pair whose squared distance is below this share of its two squared norms
 # would lose digits that way, and is computed from the difference of its two rows instead. The product's error in
 # float64 is about 1e-15 of the norms, so 1e-8 leaves seven digits of the squared distance.
@@ -56,7 +58,7 @@ def lifted_structured_loss(embeddings, labels, margin=1.0):
     Both dtypes are computed in float64; memory is O(m^2 + m c).
     """
     # 1. Check, and scale by a power of two.
-    embeddings, labels = _checked(embeddings, labels, margin)
+    embeddings, labels = checked(embeddings, labels, margin)
     shape, dtype = embeddings.shape, embeddings.dtype
     x, exponent = _scaled(embeddings.reshape(shape[0], -1))  # (m, c)
 
@@ -83,7 +85,7 @@ def lifted_structured_loss(embeddings, labels, margin=1.0):
     hinge = np.maximum(smooth_maximum + distance[first, second], 0.0)  # (P,)
     pairs = first.size
     root = hinge / np.sqrt(2.0 * pairs)  # (P,) its squares add up to the loss, without overflow on the way
-    loss = _representable(_sum_of_squares(root), dtype, "loss")
+    loss = representable(_sum_of_squares(root), dtype, "loss")
 
     # 6. dL/dD. Positive pairs: dJ/dD = 1 (equation 5).
     by_j = hinge / pairs  # (P,) dL/dJ
@@ -108,7 +110,7 @@ def lifted_structured_loss(embeddings, labels, margin=1.0):
     unit_distance[close_first, close_second] = unit_distance[close_second, close_first] = np.inf
     over_distance = by_distance / unit_distance  # (m, m), zero on the diagonal and for close pairs
     gradient += over_distance.sum(axis=1)[:, None] * x - over_distance @ x
-    return loss, _representable(gradient, dtype, "gradient").reshape(shape)
+    return loss, representable(gradient, dtype, "gradient").reshape(shape)
 
 
 def pair_statistics(embeddings, labels, margin=1.0):
@@ -118,7 +120,7 @@ def pair_statistics(embeddings, labels, margin=1.0):
     `positive_max` (distances of positive pairs), `negative_min` (the nearest negative pair of the batch) and `active`
     (share of positive pairs with J_ij > 0). None where the batch has no such pair.
     """
-    embeddings, labels = _checked(embeddings, labels, margin)
+    embeddings, labels = checked(embeddings, labels, margin)
     x, exponent = _scaled(embeddings.reshape(len(embeddings), -1))
     distance = np.ldexp(_distances(x)[0], exponent)  # (m, m)
     same = labels[:, None] == labels[None, :]
@@ -134,29 +136,6 @@ def pair_statistics(embeddings, labels, margin=1.0):
         row = np.logaddexp.reduce(np.where(same, -np.inf, margin - distance), axis=1)  # (m,)
         statistics["active"] = np.mean(np.logaddexp(row[first], row[second]) + positive > 0)
     return {name: None if value is None else float(value) for name, value in statistics.items()}
-
-
-def _checked(embeddings, labels, margin):
-    """`embeddings` as an array and `labels` as one of shape (m,), or an error that says what is wrong with them."""
-    embeddings = np.asarray(embeddings)
-    if embeddings.dtype not in (np.float32, np.float64):
-        raise TypeError(f"embeddings must be float32 or float64, not {embeddings.dtype}")
-    if embeddings.ndim < 2 or embeddings.shape[0] == 0 or embeddings[0].size == 0 or any(n != 1 for n in embeddings.shape[2:]):
-        raise ValueError(f"embeddings must have shape (m, c) or (m, c, 1, 1) with m, c > 0, not {embeddings.shape}")
-    finite = np.isfinite(embeddings.reshape(len(embeddings), -1)).all(axis=1)
-    if not finite.all():
-        rows = np.flatnonzero(~finite)
-        more = f" and {rows.size - 10} more" if rows.size > 10 else ""
-        raise ValueError(f"embeddings are not finite (NaN or infinite) in {rows.size} of {len(finite)} rows: "
-                         f"{', '.join(map(str, rows[:10]))}{more}")  # fmt: skip
-    labels = np.asarray(labels).reshape(-1)
-    if labels.size != len(embeddings):
-        raise ValueError(f"{len(embeddings)} embeddings but {labels.size} labels")
-    if labels.dtype.kind not in "iufb" or not np.isfinite(labels).all() or (labels != np.floor(labels)).any():
-        raise ValueError("labels must be class ids: integers, or floats of integral value")
-    if not np.isfinite(margin):
-        raise ValueError(f"margin must be a finite number, not {margin}")
-    return embeddings, labels
 
 
 def _scaled(x):
@@ -206,11 +185,3 @@ def _sum_of_squares(values):
     exponent = int(np.frexp(largest)[1])
     mantissa, shift = np.frexp(np.square(np.ldexp(values, -exponent)).sum())
     return np.ldexp(mantissa, int(shift) + 2 * exponent) if int(shift) + 2 * exponent <= 1024 else np.inf
-
-
-def _representable(value, dtype, name):
-    """`value` in `dtype`; raises OverflowError where that would be infinite."""
-    limit = np.finfo(dtype).max
-    if not np.all(np.abs(value) <= limit):
-        raise OverflowError(f"the {name} is larger than {dtype} can hold ({limit:.1e}); the embeddings are too far apart")
-    return np.asarray(value).astype(dtype)[()]

@@ -5,10 +5,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.batch_plan import make_plan
+from data_prep.batch_plan import kind_of, labels_of, make_plan, make_triplet_plan, plan_file
 
 sizes = st.lists(st.integers(1, 9), min_size=2, max_size=12)
 
@@ -89,3 +90,94 @@ def test_too_few_images_for_a_batch():
 def test_odd_batch():
     with pytest.raises(ValueError, match="even"):
         make_plan([0, 0, 1, 1], 5)
+
+
+# --- triplets ----------------------------------------------------------------------------------------------------------
+
+
+def triplets_of(batches):
+    third = batches.shape[1] // 3
+    return np.concatenate([row.reshape(3, third).T for row in batches])
+
+
+@settings(max_examples=80, deadline=None)
+@given(sizes.filter(lambda found: max(found) > 1), st.sampled_from([3, 6, 12]), st.integers(0, 5))
+def test_every_positive_pair_once_and_negatives_of_other_classes(sizes, batch, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes)) * 7 + 3
+    batches, facts = make_triplet_plan(labels, batch, seed)
+    anchor, positive, negative = triplets_of(batches).T
+    assert (labels[anchor] == labels[positive]).all() and (anchor != positive).all()
+    assert (labels[anchor] != labels[negative]).all()
+    found = Counter(frozenset(pair) for pair in zip(anchor.tolist(), positive.tolist()))
+    n = range(len(labels))
+    assert set(found) == {frozenset((i, j)) for i in n for j in n if i < j and labels[i] == labels[j]}
+    pairs = sum(math.comb(n, 2) for n in sizes)
+    assert facts["positive_pairs"] == pairs == facts["possible_positive_pairs"]
+    assert batches.shape == (math.ceil(pairs / (batch // 3)), batch) and batches.dtype == np.int32
+    assert facts["repeated"] == batches.shape[0] * (batch // 3) - pairs == sum(found.values()) - len(found)
+    if facts["repeated"] <= pairs:
+        assert max(found.values()) <= 2
+
+
+def test_triplets_are_drawn_uniformly():
+    """Sides of a pair by a fair coin, negatives evenly from all other classes: within 5 standard deviations."""
+    labels = np.repeat(np.arange(5), [300, 40, 40, 10, 2])
+    anchor, positive, negative = triplets_of(make_triplet_plan(labels, 3)[0]).T
+    assert abs(np.mean(anchor < positive) - 0.5) < 5 * 0.5 / math.sqrt(len(anchor))
+    of_large = negative[labels[anchor] == 0]  # 44,850 of them on 92 images
+    counts = np.bincount(of_large, minlength=392)[300:]
+    expected = len(of_large) / 92
+    assert (np.abs(counts - expected) < 5 * math.sqrt(expected)).all() and counts.sum() == len(of_large)
+    order = triplets_of(make_triplet_plan(labels, 3)[0])[:, 0]
+    assert abs(np.corrcoef(labels[order], np.arange(len(order)))[0, 1]) < 0.05  # shuffled
+
+
+def test_triplets_of_the_paper_s_sets():
+    """Class sizes as even as the published counts allow: the number of batches is the number of positive pairs / 40."""
+    sizes = np.full(100, 58) + (np.arange(100) < 64)  # 5,864 images of 100 classes
+    batches, facts = make_triplet_plan(np.repeat(np.arange(100), sizes))
+    pairs = int((sizes * (sizes - 1) // 2).sum())
+    assert facts["positive_pairs"] == pairs and batches.shape == (-(-pairs // 40), 120)
+
+
+def test_triplets_by_seed():
+    labels = np.repeat(np.arange(10), 4)
+    first, second, other = (make_triplet_plan(labels, 12, seed)[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    "labels, batch, message",
+    [
+        ([3, 3, 3], 120, "of 1 classes"),
+        ([0, 1, 2], 120, "3 images of 3 classes"),
+        ([0, 0, 1], 128, "multiple of 3 images, not 128"),
+    ],
+)
+def test_triplets_that_cannot_be_drawn(labels, batch, message):
+    with pytest.raises(ValueError, match=message):
+        make_triplet_plan(labels, batch)
+
+
+def test_many_positive_pairs_of_triplets_are_sampled_to_the_bound():
+    anchor, positive, _ = triplets_of(make_triplet_plan(np.repeat([0, 1], [1500, 9]), 30, max_positive_pairs=5000)[0]).T
+    assert len({frozenset(pair) for pair in zip(anchor.tolist(), positive.tolist())}) == 5000
+
+
+def test_names_of_plans():
+    assert [plan_file(), plan_file(128), plan_file(48)] == ["pairs.npz", "pairs.npz", "pairs_m48.npz"]
+    assert [plan_file(kind="triplets"), plan_file(120, "triplets"), plan_file(60, "triplets")] == [
+        "triplets.npz", "triplets.npz", "triplets_m60.npz"]  # fmt: skip
+    assert kind_of("data/cub/triplets_m60.npz") == "triplets" and kind_of("data/cub/pairs.npz") == "pairs"
+
+
+def test_command(small_set, tmp_path):
+    for name in ("train.csv", "set.json"):
+        (tmp_path / name).write_bytes((small_set / name).read_bytes())
+    ended = tool("data_prep/batch_plan.py", "--set", tmp_path, "--kind", "triplets", "--batch", 9)
+    assert ended.returncode == 0 and "triplets_m9.npz: 20 batches of 9 images, from 60 positive pairs, 0 of them" in ended.stdout
+    with np.load(tmp_path / "triplets_m9.npz") as plan:
+        assert plan["images"] == len(labels_of(small_set / "train.csv")) == 30
+    ended = tool("data_prep/batch_plan.py", "--set", tmp_path / "nowhere")
+    assert ended.returncode == 1 and "train.csv: not there; make data-<set>" in ended.stderr

@@ -254,7 +254,7 @@ def test_the_losses_of_the_picture_have_these_values():
     assert gradient_figure.contrastive_loss(gradient_figure.POINTS, gradient_figure.PAIRS)[0] == pytest.approx(
         equation_1(gradient_figure.POINTS)
     )
-    assert gradient_figure.triplet_loss(gradient_figure.POINTS, gradient_figure.TRIPLETS)[0] == pytest.approx(
+    assert gradient_figure.by_triplets(gradient_figure.POINTS, gradient_figure.TRIPLETS)[0] == pytest.approx(
         equation_2(gradient_figure.POINTS)
     )
     far = np.array([[0.0, 0], [0.1, 0], [9, 0]])  # beyond the margin nothing pulls or pushes

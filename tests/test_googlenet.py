@@ -12,10 +12,14 @@ from caffe_pb2 import BlobProto, Datum, NetParameter, SolverParameter
 from conftest import ROOT
 from google.protobuf import text_format
 
+from prototxt.generate import files, is_committed
+
+FILES = files()  # test_prototxt.py: the committed ones are these
 NETS = ROOT / "prototxt"
 SETS = ("cub", "cars196", "sop")
 SIZES = (64, 128, 256, 512)
-EVERY = list(itertools.product(SETS, SIZES))
+METHODS = ("lifted", "contrastive", "triplet")
+EVERY = list(itertools.product(SETS, METHODS, SIZES))
 
 # Szegedy et al. 2015, table 1: output side and depth; #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 PUBLISHED = {
@@ -67,7 +71,7 @@ def bvlc_names():
 @functools.cache
 def read(path):
     kind = SolverParameter if "solver" in path else NetParameter
-    return text_format.Parse((NETS / path).read_text(), kind())
+    return text_format.Parse(FILES[path], kind())
 
 
 def trunk(path):
@@ -215,19 +219,24 @@ def test_trunk_equals_bvlcs_own_file():
 
 
 def test_files_of_the_paper():
-    expected = {f"{s}/lifted_{size}/{name}.prototxt" for s, size in EVERY for name in ("train_val", "deploy", "solver")}
-    expected |= {f"cub/lifted_{size}/solver_authors.prototxt" for size in SIZES}
-    expected |= {f"{s}/lifted_64/{name}_paired.prototxt" for s in SETS for name in ("train_val", "solver")}
-    found = {str(path.relative_to(NETS)) for s in SETS for path in (NETS / s).rglob("*.*")}
-    assert found == expected and len(expected) == 46
+    expected = {f"{s}/{method}_{size}/{name}.prototxt" for s, method, size in EVERY for name in ("train_val", "deploy", "solver")}
+    expected |= {f"cub/{method}_{size}/solver_authors.prototxt" for method in METHODS for size in SIZES}
+    expected |= {
+        f"{s}/{method}_64/{name}_paired.prototxt" for s in SETS for method in METHODS[:2] for name in ("train_val", "solver")
+    }
+    assert {path for path in FILES if not path.startswith("demo/")} == expected
+    committed = [path for path in expected if is_committed(path)]
+    assert len(committed) == 46 + 26 and all("lifted" in path or "_64/" in path for path in committed)
 
 
-def check_training_net(path, data_layer, size):
+def check_training_net(path, data_layer, method, size):
     """Everything but the data layer's own settings; returns that layer."""
     layers = list(read(path).layer)
-    assert [layer.name for layer in layers] == [data_layer, *bvlc_names(), "fc_embedding", "loss"]
-    data, *_, embedding, loss = layers
-    assert layers[1:-2] == trunk("cub/lifted_64/train_val.prototxt")
+    own = {"contrastive": CONTRASTIVE}.get(method, ["loss"])
+    assert [layer.name for layer in layers] == [data_layer, *bvlc_names(), "fc_embedding", *own]
+    data, *others = layers
+    embedding, loss = layers[-len(own) - 1], layers[-1]
+    assert others[: -len(own) - 1] == trunk("cub/lifted_64/train_val.prototxt")
     for layer in layers:
         expected = {"Convolution": [(1, 1), (2, 0)], "InnerProduct": [(10, 1), (20, 0)]}.get(layer.type, [])
         expected = [(0, 0)] if layer.name == "pair_batch" else expected
@@ -235,10 +244,22 @@ def check_training_net(path, data_layer, size):
         assert not layer.include and not layer.exclude
     assert data.top == ["data", "label"]
     check_embedding(embedding, size)
-    assert loss.bottom == ["fc_embedding", "label"] and loss.top == ["loss"] and loss.loss_weight == [1]
-    assert (loss.python_param.module, loss.python_param.layer) == ("lifted_structured_loss_layer", "LiftedStructuredLossLayer")
-    assert json.loads(loss.python_param.param_str) == {"margin": 1.0}
+    assert loss.top == ["loss"]
+    if method == "contrastive":
+        assert loss.type == "ContrastiveLoss" and loss.bottom == ["embedding_left", "embedding_right", "similar"]
+        assert loss.contrastive_loss_param.margin == 1 and not loss.contrastive_loss_param.legacy_version
+    else:
+        assert loss.bottom == ["fc_embedding", "label"] and loss.loss_weight == [1]
+        names = {
+            "lifted": "lifted_structured_loss_layer LiftedStructuredLossLayer",
+            "triplet": "triplet_loss_layer TripletLossLayer",
+        }
+        assert f"{loss.python_param.module} {loss.python_param.layer}" == names[method]
+        assert json.loads(loss.python_param.param_str) == {"margin": 1.0}
     return data
+
+
+CONTRASTIVE = ["embedding_halves", "label_halves", "label_difference", "label_distance", "different", "similar", "loss"]
 
 
 def check_embedding(layer, size):
@@ -247,13 +268,13 @@ def check_embedding(layer, size):
     assert (settings.weight_filler.type, settings.bias_filler.type, settings.bias_filler.value) == ("xavier", "constant", 0)
 
 
-@pytest.mark.parametrize("data_set, size", EVERY)
-def test_training_net(data_set, size):
-    data = check_training_net(f"{data_set}/lifted_{size}/train_val.prototxt", "pair_batch", size)
+@pytest.mark.parametrize("data_set, method, size", EVERY)
+def test_training_net(data_set, method, size):
+    data = check_training_net(f"{data_set}/{method}_{size}/train_val.prototxt", "pair_batch", method, size)
     assert (data.python_param.module, data.python_param.layer) == ("pair_batch_data_layer", "PairBatchData")
     assert json.loads(data.python_param.param_str) == {
         "lmdb": f"data/{data_set}/train.lmdb",
-        "plan": f"data/{data_set}/pairs.npz",
+        "plan": f"data/{data_set}/{'triplets' if method == 'triplet' else 'pairs'}.npz",
         "mean_file": f"data/{data_set}/mean.binaryproto",
         "crop": 227,
         "mirror": True,
@@ -261,9 +282,9 @@ def test_training_net(data_set, size):
     }
 
 
-@pytest.mark.parametrize("data_set", SETS)
-def test_training_net_on_the_authors_layout(data_set):
-    data = check_training_net(f"{data_set}/lifted_64/train_val_paired.prototxt", "data", 64)
+@pytest.mark.parametrize("data_set, method", list(itertools.product(SETS, METHODS[:2])))
+def test_training_net_on_the_authors_layout(data_set, method):
+    data = check_training_net(f"{data_set}/{method}_64/train_val_paired.prototxt", "data", method, 64)
     assert data.type == "Data"
     assert (data.data_param.source, data.data_param.batch_size) == (f"data/{data_set}/train_paired.lmdb", 128)
     assert data.data_param.backend == data.data_param.LMDB
@@ -271,22 +292,25 @@ def test_training_net_on_the_authors_layout(data_set):
     assert data.transform_param.mean_file == f"data/{data_set}/mean.binaryproto"
 
 
-@pytest.mark.parametrize("data_set, size", EVERY)
-def test_deploy_net(caffe, data_set, size):
-    data, *layers, embedding = read(f"{data_set}/lifted_{size}/deploy.prototxt").layer
+@pytest.mark.parametrize("data_set, method, size", EVERY)
+def test_deploy_net(caffe, data_set, method, size):
+    data, *layers, embedding = read(f"{data_set}/{method}_{size}/deploy.prototxt").layer
     assert (data.name, data.type, data.top) == ("data", "Input", ["data"])
     assert [list(shape.dim) for shape in data.input_param.shape] == [[1, 3, 227, 227]]
     assert layers == trunk("cub/lifted_64/train_val.prototxt")
-    assert embedding == read(f"{data_set}/lifted_{size}/train_val.prototxt").layer[-2]
+    training = read(f"{data_set}/{method}_{size}/train_val.prototxt").layer
+    assert embedding == next(layer for layer in training if layer.name == "fc_embedding")
     check_embedding(embedding, size)
+    if method != "lifted":
+        return  # the same net under another name
     net = load(caffe, f"{data_set}/lifted_{size}/deploy.prototxt", caffe.TEST)
     assert net.outputs == ["fc_embedding"] and net.blobs["fc_embedding"].data.shape == (1, size)
     assert [blob.data.shape for blob in net.params["fc_embedding"]] == [(size, 1024), (size,)]
 
 
-def expected_solver(data_set, size, variant=""):
+def expected_solver(data_set, method, size, variant=""):
     values = {
-        "net": f"prototxt/{data_set}/lifted_{size}/train_val.prototxt",
+        "net": f"prototxt/{data_set}/{method}_{size}/train_val.prototxt",
         "base_lr": {"cub": 1e-6, "cars196": 1e-4, "sop": 1e-4}[data_set],
         "lr_policy": "step",
         "gamma": 0.96,
@@ -296,28 +320,29 @@ def expected_solver(data_set, size, variant=""):
         "max_iter": 40000 if variant == "_authors" else 20000,
         "display": 5,
         "snapshot": 10000,
-        "snapshot_prefix": f"runs/{data_set}/lifted_{size}/caffe/snapshot{variant}",
+        "snapshot_prefix": f"runs/{data_set}/{method}_{size}/caffe/snapshot{variant}",
         "random_seed": 1,
         "solver_mode": SolverParameter.CPU,
     }
     if variant == "_paired":
-        values["net"] = f"prototxt/{data_set}/lifted_{size}/train_val_paired.prototxt"
+        values["net"] = f"prototxt/{data_set}/{method}_{size}/train_val_paired.prototxt"
     return SolverParameter(**values)
 
 
-@pytest.mark.parametrize("data_set, size", EVERY)
-def test_solver(data_set, size):
-    assert read(f"{data_set}/lifted_{size}/solver.prototxt") == expected_solver(data_set, size)
+@pytest.mark.parametrize("data_set, method, size", EVERY)
+def test_solver(data_set, method, size):
+    """The baselines have the lifted loss's solver: none of theirs was published."""
+    assert read(f"{data_set}/{method}_{size}/solver.prototxt") == expected_solver(data_set, method, size)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_solver_of_the_authors_for_cub(size):
-    assert read(f"cub/lifted_{size}/solver_authors.prototxt") == expected_solver("cub", size, "_authors")
+@pytest.mark.parametrize("method, size", list(itertools.product(METHODS, SIZES)))
+def test_solver_of_the_authors_for_cub(method, size):
+    assert read(f"cub/{method}_{size}/solver_authors.prototxt") == expected_solver("cub", method, size, "_authors")
 
 
-@pytest.mark.parametrize("data_set", SETS)
-def test_solver_on_the_authors_layout(data_set):
-    assert read(f"{data_set}/lifted_64/solver_paired.prototxt") == expected_solver(data_set, 64, "_paired")
+@pytest.mark.parametrize("data_set, method", list(itertools.product(SETS, METHODS[:2])))
+def test_solver_on_the_authors_layout(data_set, method):
+    assert read(f"{data_set}/{method}_64/solver_paired.prototxt") == expected_solver(data_set, method, 64, "_paired")
 
 
 # --- in real Caffe, on four images -----------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ import pytest
 
 from layer_support import read_param_str
 from lifted_structured_loss import lifted_structured_loss
+from prototxt.layers import contrastive_loss
+from prototxt.text import render
+from triplet_loss import triplet_loss
 
 LOSS_NET = """
 layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 12 dim: 5 {dims} }} }} }}
@@ -139,3 +142,100 @@ def test_data_layer_counter_survives_save_and_load(caffe, tmp_path, small_set):
 def test_data_layer_refuses_wrong_settings(caffe, tmp_path, small_set, changed, message):
     with pytest.raises(ValueError, match=message):
         data_net(caffe, tmp_path, small_set, **changed)
+
+
+# --- triplet -----------------------------------------------------------------------------------------------------------
+
+TRIPLET_NET = LOSS_NET.replace("lifted_structured_loss_layer", "triplet_loss_layer").replace("LiftedStructured", "Triplet")
+
+
+@pytest.mark.parametrize("weight, margin", [(1, 1.0), (3, 0.2)])
+def test_triplet_layer(caffe, tmp_path, weight, margin):
+    (tmp_path / "loss.prototxt").write_text(
+        TRIPLET_NET.format(weight=weight, param=json.dumps({"margin": margin}), dims="dim: 1 dim: 1", labels=12)
+    )
+    net = caffe.Net(str(tmp_path / "loss.prototxt"), caffe.TRAIN)
+    x = np.random.default_rng(0).normal(size=(12, 5, 1, 1)).astype(np.float32)
+    y = np.array([0, 1, 2, 3, 0, 1, 2, 3, 1, 2, 3, 0])
+    net.blobs["x"].data[...], net.blobs["y"].data[...] = x, y
+    net.forward()
+    net.backward()
+    loss, gradient = triplet_loss(x, y, margin)
+    assert float(net.blobs["loss"].data) == pytest.approx(float(loss), rel=1e-6)
+    np.testing.assert_allclose(net.blobs["x"].diff, weight * gradient, rtol=1e-6, atol=1e-9)
+    assert np.abs(gradient).max() > 1e-3
+    net.blobs["y"].data[...] = np.arange(12) // 2
+    with pytest.raises(ValueError, match="are no triplets"):
+        net.forward()
+    with pytest.raises(ValueError, match="TripletLossLayer: unknown key 'margni'"):
+        (tmp_path / "wrong.prototxt").write_text(TRIPLET_NET.format(weight=1, param='{"margni": 1}', dims="", labels=12))
+        caffe.Net(str(tmp_path / "wrong.prototxt"), caffe.TRAIN)
+
+
+# --- contrastive: stock layers -----------------------------------------------------------------------------------------
+
+INPUTS = [
+    {"name": "x", "type": "Input", "top": "x", "input_param": {"shape": {"dim": [20, 6]}}},
+    {"name": "fc_embedding", "type": "Scale", "bottom": "x", "top": "fc_embedding"},  # by 1; weights make Caffe go back to it
+    {"name": "label", "type": "Input", "top": "label", "input_param": {"shape": {"dim": [20]}}},
+]
+
+
+def contrastive_net(caffe, folder, margin=1.0):
+    (folder / "net.prototxt").write_text(render({"layer": [*INPUTS, *contrastive_loss(margin)]}))
+    return caffe.Net(str(folder / "net.prototxt"), caffe.TRAIN)
+
+
+def equation_1(x, y, margin):
+    """Loss and gradient of the paper's equation 1, pair by pair; and how many pairs of each of three kinds there are."""
+    x, m = x.astype(np.longdouble), len(x)
+    loss, gradient, kinds = np.longdouble(0), np.zeros_like(x), [0, 0, 0]
+    for i in range(m // 2):
+        j = i + m // 2
+        distance = np.sqrt(sum((x[i] - x[j]) ** 2))
+        if y[i] == y[j]:
+            kinds[0] += 1
+            loss += distance**2 / m
+            pull = 2 * (x[i] - x[j]) / m
+        elif distance < margin:
+            kinds[1] += 1
+            loss += (margin - distance) ** 2 / m
+            pull = -2 * (margin - distance) * (x[i] - x[j]) / distance / m
+        else:
+            kinds[2] += 1
+            continue
+        gradient[i] += pull
+        gradient[j] -= pull
+    return float(loss), gradient.astype(np.float64), kinds
+
+
+@pytest.mark.parametrize("margin, spread", [(1.0, 0.25), (0.4, 0.1), (2.0, 0.6)])
+def test_contrastive_net_is_equation_1(caffe, tmp_path, margin, spread):
+    """Its value, and its gradient up to Caffe's D + 1e-4 in the place of D."""
+    net = contrastive_net(caffe, tmp_path, margin)
+    random = np.random.default_rng(1)
+    x = (random.normal(size=(20, 6)) * spread).astype(np.float32)
+    y = np.concatenate([np.arange(10), np.arange(10)]) * 1000 + 7
+    y[13:] += random.permutation(np.arange(1, 8))  # class ids that differ by 1 are different too
+    net.blobs["x"].data[...], net.blobs["label"].data[...] = x, y
+    net.forward()
+    net.backward()
+    loss, gradient, kinds = equation_1(x, y, margin)
+    assert min(kinds) > 0
+    assert float(net.blobs["loss"].data) == pytest.approx(loss, rel=1e-6)
+    found = net.blobs["fc_embedding"].diff
+    distances = np.linalg.norm(x[:10] - x[10:], axis=1)
+    shrunk = np.where((y[:10] == y[10:]), 1, distances / (distances + 1e-4))
+    np.testing.assert_allclose(found, gradient * np.tile(shrunk, 2)[:, None], rtol=1e-5, atol=1e-8)
+    assert np.abs(found - gradient).max() <= 1e-4 / distances[y[:10] != y[10:]].min() * np.abs(gradient).max()
+    assert (np.abs(found - gradient) > 1e-6 * np.abs(gradient)).any()  # the difference that README tells of is there
+
+
+def test_contrastive_net_at_a_distance_of_zero(caffe, tmp_path):
+    net = contrastive_net(caffe, tmp_path)
+    net.blobs["x"].data[...] = 3.25
+    net.blobs["label"].data[...] = np.arange(20)
+    net.forward()
+    net.backward()
+    assert float(net.blobs["loss"].data) == pytest.approx(0.5)  # (1 - 0)^2 / 2 for each of the pairs
+    assert not net.blobs["fc_embedding"].diff.any()

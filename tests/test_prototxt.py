@@ -1,33 +1,56 @@
 """The committed nets and solvers are those of the definition, and what the paper and the authors' files say."""
 
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
+
 import pytest
 from caffe_pb2 import NetParameter, SolverParameter
 from conftest import ROOT
 from google.protobuf import text_format
 
-from prototxt.generate import files
+from prototxt.generate import files, is_committed
 from prototxt.text import Enum, because, render
 
 FILES = files()
 
 
-@pytest.mark.parametrize("path", sorted(FILES))
+@pytest.mark.parametrize("path", sorted(filter(is_committed, FILES)))
 def test_committed_equals_generated(path):
     committed = ROOT / "prototxt" / path
     assert committed.exists() and committed.read_text() == FILES[path], f"{committed} is stale: make prototxt"
 
 
-def test_no_other_prototxt_is_committed():
+def test_what_is_not_committed_is_ignored_by_git():
+    patterns = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split() if line.startswith("/prototxt/")]
+    ignored = {path for path in FILES if any(fnmatch(f"prototxt/{path.rsplit('/', 1)[0]}", pattern) for pattern in patterns)}
+    assert {path for path in FILES if not is_committed(path)} == ignored
     folder = ROOT / "prototxt"
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*.prototxt")} == set(FILES)
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.prototxt")} <= set(FILES)
+
+
+def test_generate_writes_one_folder_on_request(tmp_path):
+    shutil.copytree(ROOT / "prototxt", tmp_path / "prototxt", ignore=lambda folder, names: [n for n in names if n != "generate.py"
+                    and not n.endswith(".py")])  # fmt: skip
+    code = "import sys; sys.path.insert(0, '.'); from prototxt.generate import main; main(sys.argv[1:])"
+    ended = subprocess.run([sys.executable, "-c", code, "sop/triplet_256"], cwd=tmp_path, text=True, capture_output=True)
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(ended.stdout.split()) == [
+        f"prototxt/sop/triplet_256/{name}.prototxt" for name in ("deploy", "solver", "train_val")
+    ]
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.prototxt")} == set(ended.stdout.split())
+    ended = subprocess.run([sys.executable, "-c", code, "sop/triplet_65"], cwd=tmp_path, text=True, capture_output=True)
+    assert ended.returncode == 1 and "there is no net sop/triplet_65; there are cars196/contrastive_128, " in ended.stderr
 
 
 def parse(path, message):
     return text_format.Parse(FILES[path], message)
 
 
-def test_demo_net():
-    net = parse("demo/lifted_64/train_val.prototxt", NetParameter())
+@pytest.mark.parametrize("method", ["lifted", "contrastive", "triplet"])
+def test_demo_net(method):
+    net = parse(f"demo/{method}_64/train_val.prototxt", NetParameter())
     layers = {layer.name: layer for layer in net.layer}
     embedding = layers["fc_embedding"]
     assert embedding.inner_product_param.num_output == 64
@@ -35,17 +58,17 @@ def test_demo_net():
     others = [layer for layer in net.layer if layer.type == "Convolution"]
     assert others and all([(p.lr_mult, p.decay_mult) for p in layer.param] == [(1, 1), (2, 0)] for layer in others)
     assert [(p.lr_mult, p.decay_mult) for p in layers["pair_batch"].param] == [(0, 0)]
-    assert layers["loss"].loss_weight == [1]
-    deploy = parse("demo/lifted_64/deploy.prototxt", NetParameter())
-    trunk = [layer for layer in net.layer if layer.type != "Python"]
+    deploy = parse(f"demo/{method}_64/deploy.prototxt", NetParameter())
+    trunk = list(net.layer)[1 : [layer.name for layer in net.layer].index("fc_embedding") + 1]
     assert [layer for layer in deploy.layer if layer.type != "Input"] == trunk
 
 
-def test_demo_solver():
-    solver = parse("demo/lifted_64/solver.prototxt", SolverParameter())
+@pytest.mark.parametrize("method", ["lifted", "contrastive", "triplet"])
+def test_demo_solver(method):
+    solver = parse(f"demo/{method}_64/solver.prototxt", SolverParameter())
     assert solver.momentum == pytest.approx(0.9)
     assert solver.stepsize < solver.max_iter and solver.snapshot > 0
-    assert solver.net == "prototxt/demo/lifted_64/train_val.prototxt"
+    assert solver.net == f"prototxt/demo/{method}_64/train_val.prototxt"
     assert solver.solver_mode == SolverParameter.CPU
 
 

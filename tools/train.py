@@ -39,7 +39,7 @@ from caffe_pb2 import NetParameter, SolverParameter, SolverState
 from google.protobuf import text_format
 from tqdm import tqdm
 
-from data_prep.batch_plan import plan_file
+from data_prep.batch_plan import kind_of, plan_file
 from data_prep.download import digest
 from data_prep.files import locked, read_record, sha256, user_path, written_aside
 from data_prep.imagenet import WEIGHTS, check_file
@@ -71,7 +71,7 @@ def run_files(solver_path, run, seed, iterations, data_set, batch):
             if data_set:
                 parameters |= {name: str(data_set / Path(parameters[name]).name) for name in DATA_FILES if parameters.get(name)}
             if batch:
-                parameters["plan"] = str(Path(parameters["plan"]).with_name(plan_file(batch)))
+                parameters["plan"] = str(Path(parameters["plan"]).with_name(plan_file(batch, kind_of(parameters["plan"]))))
             layer.python_param.param_str = json.dumps(parameters, sort_keys=True)
     solver.net = str(run / "train_val.prototxt")
     solver.random_seed = seed
@@ -230,11 +230,11 @@ def seed_of(seed, iteration):
 
 
 def margin_of(net):
-    """The margin of the net's lifted structured loss, for the share of active pairs; 1 where the net has another loss."""
+    """The margin of the net's lifted structured loss, for the share of active pairs; None where the net has another loss."""
     for layer in net.layer:
         if layer.python_param.layer == "LiftedStructuredLossLayer":
             return read_param_str(layer.python_param.param_str, f"layer {layer.name!r}", margin=1.0)["margin"]
-    return 1.0
+    return None
 
 
 def train(run, solver_message, margin, seed, weights):
@@ -264,6 +264,12 @@ def train(run, solver_message, margin, seed, weights):
         print(f"going on from iteration {solver.iter}")
 
     net = solver.net
+
+    def refuse_non_finite():
+        if not np.isfinite(net.blobs["loss"].data):
+            raise ValueError(f"the loss is {float(net.blobs['loss'].data)}")
+
+    solver.add_callback(lambda: None, refuse_non_finite)  # the second is called before the update
     batch = net.blobs["label"].count
     losses, since = [], time.perf_counter()  # of the iterations since the last display
     first, began = solver.iter, since
@@ -279,7 +285,9 @@ def train(run, solver_message, margin, seed, weights):
         losses.append(float(net.blobs["loss"].data))
         row = {"iteration": solver.iter, "loss": losses[-1]}
         if solver.iter % solver_message.display == 0 or solver.iter == working.max_iter:
-            statistics = pair_statistics(net.blobs["fc_embedding"].data, net.blobs["label"].data, margin)
+            statistics = pair_statistics(net.blobs["fc_embedding"].data, net.blobs["label"].data, margin or 0.0)
+            if margin is None:  # "active" is a word of the lifted loss
+                statistics["active"] = None
             rate = len(losses) * batch / (time.perf_counter() - since)
             bar.set_postfix_str(_postfix(np.mean(losses), rate, statistics))
             row |= {**statistics, "images_per_second": round(rate, 1)}
