@@ -8,13 +8,15 @@ PYTHON := .venv/bin/python
 SEED ?= 1
 # HOLDOUT=1: the demo on a tenth of its training classes held out, where its choices were made.
 HOLDOUT ?=
+# The loss: lifted, contrastive, triplet; pool5 is GoogLeNet as it was pretrained.
+METHOD ?= lifted
 # Another name for the run's folder.
 RUN ?= $(if $(filter authors,$(RECIPE)),authors_)seed$(SEED)
 # Another length of training than the solver's.
 ITERS ?=
 # The paper's sets: dimensions of the embedding, images a batch, and whose number of iterations (paper, authors).
 DIM ?= 64
-BATCH ?= 128
+BATCH ?= $(OWN_BATCH)
 RECIPE ?= paper
 # Their data: files that are here already, another resizing, other counts, and the authors' LMDB layout (README, "The paper's sets").
 ARCHIVE ?=
@@ -26,16 +28,19 @@ LAYOUT ?=
 # A Debian archive to fetch Caffe's source from, instead of the machine's own.
 MIRROR ?=
 
+OWN_BATCH := $(if $(filter triplet,$(METHOD)),120,128)
+PLANS := $(if $(filter triplet,$(METHOD)),triplets,pairs)
 SET := demo$(if $(filter 1,$(HOLDOUT)),_holdout)
-DEMO := runs/$(SET)/lifted_64
+DEMO := runs/$(SET)/$(METHOD)_$(DIM)
 DEMO_RUN := $(DEMO)/$(RUN)
-DEMO_NET := prototxt/demo/lifted_64
+DEMO_NET := prototxt/demo/$(METHOD)_$(DIM)
 
 # The variables that were given to make, for the command that a report shows.
-GIVEN = $(strip $(foreach name,HOLDOUT DIM BATCH SEED RUN ITERS RECIPE ARCHIVE WEIGHTS RESIZE COUNTS UNREADABLE,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))))
+GIVEN = $(strip $(foreach name,HOLDOUT METHOD DIM BATCH SEED RUN ITERS RECIPE ARCHIVE WEIGHTS RESIZE COUNTS UNREADABLE,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))))
 PAPER := cub cars196 sop
+LOSSES := lifted contrastive triplet
 
-.PHONY: help env check test lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%)
+.PHONY: help env check test lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-14s %s\n' "$$verb" "$$text"; done
@@ -60,13 +65,24 @@ prototxt: env ## write the committed nets and solvers again from their definitio
 data-demo: env ## fetch the demo's images and make their LMDBs and batch plan
 	@$(PYTHON) data_prep/demo_images.py
 	@$(PYTHON) data_prep/build_set.py --images data/demo/images --groups data/demo/groups.csv --size 64 --out data/$(SET) $(if $(filter 1,$(HOLDOUT)),--holdout 0.1)
-	@mkdir -p $(DEMO)/caffe # stock `caffe train` aborts when the folder of its snapshots is missing
+	@mkdir -p $(LOSSES:%=runs/$(SET)/%_$(DIM)/caffe) # stock `caffe train` aborts when the folder of its snapshots is missing
 
 # The demo's matrices are small: with two threads OpenBLAS takes half as long again as with one.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1
 
-train-demo: data-demo ## train the demo's embedding [SEED=1] [ITERS=] [RUN=name]
+train-demo: data-demo ## train the demo's embedding [METHOD=lifted] [SEED=1] [ITERS=] [RUN=name]
+	@$(MAKE) -s --no-print-directory fit-demo
+
+# The net and the batch plan of a method, size and batch, where they are not committed or made with the set.
+.PHONY: fit-demo cell-demo
+fit-demo:
+	@test -e $(DEMO_NET)/solver.prototxt || $(PYTHON) prototxt/generate.py demo/$(METHOD)_$(DIM)
+	@$(PYTHON) data_prep/batch_plan.py --set data/$(SET) --kind $(PLANS)
 	@$(ONE_THREAD) $(PYTHON) tools/train.py --solver $(DEMO_NET)/solver.prototxt --set data/$(SET) --run $(DEMO_RUN) --seed $(SEED) $(if $(ITERS),--iterations $(ITERS))
+
+# A cell of a sweep over the demo: from the set to the scores.
+cell-demo: fit-demo
+	@$(MAKE) -s --no-print-directory $(DEMO_RUN)/metrics.json
 
 demo: train-demo ## the whole job on the demo's images: train, extract, score, compare, draw
 	@$(MAKE) --no-print-directory $(DEMO_RUN)/retrieval.png
@@ -94,11 +110,12 @@ $(DEMO_RUN)/retrieval.png: $(DEMO_RUN)/features.npz $(DEMO_RUN)/metrics.json
 
 # --- the paper's sets --------------------------------------------------------------------------------------------------
 
+$(if $(filter $(LOSSES) pool5,$(METHOD)),,$(error METHOD=$(METHOD): lifted, contrastive, triplet or pool5))
 $(if $(filter 64 128 256 512,$(DIM)),,$(error DIM=$(DIM): the nets have 64, 128, 256 or 512 dimensions))
 $(if $(filter paper authors,$(RECIPE)),,$(error RECIPE=$(RECIPE): paper (20,000 iterations) or authors (CUB: 40,000)))
 $(if $(filter-out skip,$(UNREADABLE)),$(error UNREADABLE=$(UNREADABLE): skip, or nothing))
 
-DATA_OPTIONS = --batch $(BATCH) $(if $(ARCHIVE),--archive "$(ARCHIVE)") $(if $(RESIZE),--resize $(RESIZE)) $(if $(COUNTS),--counts $(COUNTS)) \
+DATA_OPTIONS = $(if $(filter pairs,$(PLANS)),--batch $(BATCH)) $(if $(ARCHIVE),--archive "$(ARCHIVE)") $(if $(RESIZE),--resize $(RESIZE)) $(if $(COUNTS),--counts $(COUNTS)) \
   $(if $(UNREADABLE),--skip-unreadable) $(if $(LAYOUT),--layout $(LAYOUT))
 START := $(or $(WEIGHTS),data/bvlc_googlenet.caffemodel)
 # The K of Recall@K that the literature reports for each set.
@@ -114,20 +131,67 @@ data-cars196: ## the same for Cars196
 data-sop: ## the same for Stanford Online Products
 $(PAPER:%=data-%): data-%: env
 	@$(PYTHON) data_prep/paper_sets.py --set $* $(DATA_OPTIONS)
-	@mkdir -p $(foreach dim,64 128 256 512,runs/$*/lifted_$(dim)/caffe) # stock `caffe train` aborts when a snapshot's folder is missing
+	@mkdir -p $(foreach dim,64 128 256 512,$(LOSSES:%=runs/$*/%_$(dim)/caffe)) # stock `caffe train` aborts when a snapshot's folder is missing
 
 train-cub: ## the paper's experiment on CUB: data, training, scores beside the published ones [DIM=64] [SEED=1] [RECIPE=authors]
 train-cars196: ## the same for Cars196
 train-sop: ## the same for Stanford Online Products
-NET = prototxt/$*/lifted_$(DIM)
-HOME_OF_RUN = runs/$*/lifted_$(DIM)$(if $(filter-out 128,$(BATCH)),_m$(BATCH))/$(RUN)
+NET = prototxt/$*/$(METHOD)_$(DIM)
+HOME_OF_RUN = runs/$*/$(if $(filter pool5,$(METHOD)),pool5_1024/pretrained,$(METHOD)_$(DIM)$(if $(filter-out $(OWN_BATCH),$(BATCH)),_m$(BATCH))/$(RUN))
 $(PAPER:%=train-%): train-%: weights data-%
-	@$(PYTHON) tools/train.py --solver $(NET)/solver$(if $(filter authors-cub,$(RECIPE)-$*),_authors).prototxt --set data/$* --batch $(BATCH) \
-	  --run $(HOME_OF_RUN) --seed $(SEED) --weights "$(START)" $(if $(ITERS),--iterations $(ITERS))
-	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net $(NET)/deploy.prototxt --ks $(KS_$*)
+	@$(MAKE) -s --no-print-directory cell-$*
 	@$(PYTHON) tools/figures.py --set data/$* --features $(HOME_OF_RUN)/features.npz --out $(HOME_OF_RUN)/retrieval.png
 	@$(PYTHON) tools/compare.py --metrics $(HOME_OF_RUN)/metrics*.json --published $* --out $(HOME_OF_RUN)/report.md
 	@echo "report: $(HOME_OF_RUN)/report.md (make report-$* makes a page of it)    picture: $(HOME_OF_RUN)/retrieval.png    training: $(HOME_OF_RUN)/log.csv"
+
+# A cell of a sweep, and what train-<set> does: from the set to the scores.
+.PHONY: $(PAPER:%=cell-%)
+ifeq ($(METHOD),pool5)
+$(PAPER:%=cell-%): cell-%:
+	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net prototxt/$*/lifted_64/deploy.prototxt --ks $(KS_$*) \
+	  --weights "$(START)" --blob pool5/7x7_s1
+else
+$(PAPER:%=cell-%): cell-%:
+	@test -e $(NET)/solver.prototxt || $(PYTHON) prototxt/generate.py $*/$(METHOD)_$(DIM)
+	@$(PYTHON) data_prep/batch_plan.py --set data/$* --kind $(PLANS) --batch $(BATCH)
+	@$(PYTHON) tools/train.py --solver $(NET)/solver$(if $(filter authors-cub,$(RECIPE)-$*),_authors).prototxt --set data/$* --batch $(BATCH) \
+	  --run $(HOME_OF_RUN) --seed $(SEED) --weights "$(START)" $(if $(ITERS),--iterations $(ITERS))
+	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net $(NET)/deploy.prototxt --ks $(KS_$*)
+endif
+
+# --- sweeps ------------------------------------------------------------------------------------------------------------
+
+# What is swept; commas between. -j of make says how many cells run side by side.
+METHODS ?= lifted,contrastive,triplet,pool5
+DIMS ?= 64,128,256,512
+comma := ,
+SEEDS ?= $(if $(filter demo-all,$(MAKECMDGOALS)),1$(comma)2$(comma)3,1)
+BATCHES ?= 32,48,64,128
+# Where the cells run: here, or as a job array of a Slurm cluster.
+ENGINE ?= local
+PARTITION ?=
+GPUS ?=
+CPUS ?=
+MINUTES ?=
+ACCOUNT ?=
+SWEEP = $(PYTHON) tools/sweep.py --seeds $(SEEDS) --jobs $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),1) --engine $(ENGINE) \
+  $(if $(PARTITION),--partition $(PARTITION)) $(if $(GPUS),--gpus $(GPUS)) $(if $(CPUS),--cpus $(CPUS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+  $(if $(ACCOUNT),--account $(ACCOUNT)) $(foreach name,HOLDOUT ITERS RECIPE WEIGHTS,$(if $($(name)),--with "$(name)=$($(name))"))
+
+reproduce-cub: ## every method and size of the embedding on CUB: a run for each, then the tables and curves of all [SEEDS=1,2,3] [-j 4] [ENGINE=slurm]
+reproduce-cars196: ## the same for Cars196
+reproduce-sop: ## the same for Stanford Online Products
+$(PAPER:%=reproduce-%): reproduce-%: weights data-%
+	@$(SWEEP) --set $* --methods $(METHODS) --dims $(DIMS) $(if $(filter command environment,$(origin BATCH)),--batches $(BATCH))
+
+ablation-cub: ## the lifted loss on CUB with 32, 48, 64 and 128 images a batch
+ablation-cars196: ## the same for Cars196
+ablation-cub ablation-cars196: ablation-%: weights data-%
+	@$(SWEEP) --set $* --methods lifted --dims $(DIM) --batches $(BATCHES)
+
+demo-all: data-demo ## lifted, contrastive and triplet loss on the demo, three seeds each, beside raw pixels
+	@$(MAKE) -s --no-print-directory runs/$(SET)/raw_pixels.npz
+	@$(SWEEP) --set $(SET) --methods lifted,contrastive,triplet --dims $(DIM)
 
 compare-cub: ## all finished runs on CUB beside the published numbers, seeds in one row
 compare-cars196: ## the same for Cars196

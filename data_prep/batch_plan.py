@@ -180,6 +180,15 @@ def labels_of(csv_path):
         raise ValueError(f"{csv_path}: is no list of a set's images (path, class, label): {error}; make the set again") from None
 
 
+def ensure_plan(data_set, kind, batch=None, seed=1, max_positive_pairs=MAX_POSITIVE_PAIRS):
+    """Write the plan of the set in the folder `data_set`, where it is not there yet."""
+    path = data_set / plan_file(batch, kind)
+    if path.exists():
+        return
+    with locked(data_set, "making a set"):
+        write_plan(path, labels_of(data_set / "train.csv"), batch, seed, max_positive_pairs, kind)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", type=Path, required=True, help="folder of the set, data/<set>")
@@ -189,11 +198,7 @@ def main():
     parser.add_argument("--max-positive-pairs", type=int, default=MAX_POSITIVE_PAIRS,
                         help=f"draw this many where there are more (default {MAX_POSITIVE_PAIRS:,})")  # fmt: skip
     arguments = parser.parse_args()
-    labels = labels_of(arguments.set / "train.csv")
-    path = arguments.set / plan_file(arguments.batch, arguments.kind)
-    with locked(arguments.set, "making a set"):
-        if not path.exists():
-            write_plan(path, labels, arguments.batch, arguments.seed, arguments.max_positive_pairs, arguments.kind)
+    ensure_plan(arguments.set, arguments.kind, arguments.batch, arguments.seed, arguments.max_positive_pairs)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 from caffe_pb2 import NetParameter
 from google.protobuf.message import DecodeError
 
-from data_prep.download import Download, fetch
+from data_prep.download import Download, digest, fetch
 from data_prep.files import user_path
 from data_prep.write_set import mean_bytes
 
@@ -61,6 +61,15 @@ def check_file(path):
         raise ValueError(f"{path}: is no .caffemodel, or is damaged ({error})") from None
     if not (net.layer or net.layers):
         raise ValueError(f"{path}: holds no layers; expected a .caffemodel such as bvlc_googlenet.caffemodel")
+
+
+def known_weights(path):
+    """What is recorded about the weights at `path` that a net starts from: their SHA-1, and whether they are BVLC's."""
+    if path is None:
+        return None
+    check_file(path)
+    found = digest(path, "sha1")
+    return {"sha1": found, "bvlc_googlenet": WEIGHTS.checksum == f"sha1:{found}"}
 
 
 def main():

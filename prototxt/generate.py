@@ -1,6 +1,6 @@
 """Writes the nets and solvers from their one definition.
 
-    python prototxt/generate.py                       # or: make prototxt; all that are committed
+    python prototxt/generate.py                       # or: make prototxt; all that are committed or there
     python prototxt/generate.py cub/contrastive_128   # others: one folder, which git ignores
 
 Committed are the lifted loss in every size, and contrastive and triplet in 64, from which another size differs in one
@@ -16,6 +16,7 @@ number. A test regenerates the files and fails on one that differs. Change the d
 import sys
 from pathlib import Path
 
+from data_prep.files import written_aside
 from prototxt import demo, paper
 from prototxt.text import render
 
@@ -35,17 +36,24 @@ def files():
     return {path: HEADER + render(message) + "\n" for path, message in messages.items()}
 
 
+def ensure_net(folder):
+    """Write the files of `folder`, such as cub/contrastive_128, where they are not there yet."""
+    if not (HERE / folder / "solver.prototxt").exists():
+        main([folder])
+
+
 def main(folders):
     every = files()
     known = sorted({path.rsplit("/", 1)[0] for path in every})
     if unknown := [folder for folder in folders if folder not in known]:
         sys.exit(f"generate: there is no net {unknown[0]}; there are {', '.join(known)}")
     for path, text in every.items():
-        target = HERE / path
-        chosen = path.rsplit("/", 1)[0] in folders if folders else is_committed(path)
-        if chosen and (not target.exists() or target.read_text() != text):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text)
+        target, folder = HERE / path, path.rsplit("/", 1)[0]
+        if not folders and not is_committed(path) and not target.exists():
+            continue
+        if (not folders or folder in folders) and (not target.exists() or target.read_text() != text):
+            with written_aside(target) as aside:
+                aside.write_text(text)
             print(f"prototxt/{path}")
 
 

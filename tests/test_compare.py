@@ -312,10 +312,33 @@ def test_a_set_without_published_rows(cub):
     write_run(demo / "lifted_64/seed1", (0.4, 0.5, 0.6, 0.7), data={"name": "demo", "official": None}, training={"weights": None})
     write_run(demo / "pool5/seed1", (0.3, 0.4, 0.5, 0.6), data={"name": "demo"}, training=False)
     text = report(demo, None)
-    titles = ["ours (a): lifted 64, lr 1e-06, 20,000 it, random start", "ours (b): pool5, recipe of seed1 not known"]
+    titles = [
+        "ours (a): lifted 64, demo net, lr 1e-06, 20,000 it, random start",
+        "ours (b): pool5, network not known, recipe of seed1 not known",
+    ]
     assert list(cells(text)) == titles
     assert "published" not in text and "GoogLeNet" not in text
     assert "(a), (b): no published number" in report(demo, "demo")
+
+
+def test_pretrained_features_and_baselines(cub):
+    metrics = {"set": OFFICIAL, "training": None, "pretrained": BVLC}
+    write_run(cub / "pool5_1024/pretrained", (0.3, 0.4, 0.5, 0.6), about=metrics)
+    other = {**metrics, "pretrained": {"sha1": "0123456789", "bvlc_googlenet": False}}
+    write_run(cub / "pool5_1024/other", (0.2, 0.3, 0.4, 0.5), about=other)
+    beside = {"recall_at": {"1": 0.1, "2": 0.2, "4": 0.3, "8": 0.4}, "nmi": 0.5, "f1": 0.1}
+    for seed, recall in ((1, 0.1), (2, 0.2), (3, 0.1)):  # two runs have the same row: it counts once
+        row = {**beside, "recall_at": {**beside["recall_at"], "1": recall}}
+        write_run(cub / f"triplet_64/seed{seed}", (0.4, 0.5, 0.6, 0.7), baselines={"raw_pixels": beside, "untrained": row})
+    text = report(cub)
+    rows = cells(text)
+    assert rows["ours (c): pool5 1024, not fine-tuned, start BVLC"]["Recall@1"] == "30.0"
+    assert rows["ours (b): pool5 1024, not fine-tuned, start 01234567"]["Recall@1"] == "20.0"
+    assert rows["beside them: raw pixels, 16x16"]["Recall@1"] == "10.0"
+    assert rows["beside them: the net, untrained"]["Recall@1"] == "15.0±7.1"
+    assert "- (c) GoogLeNet, as it was pretrained, not fine-tuned." in text
+    assert "(b): The starting weights were not BVLC's GoogLeNet, but a file with the SHA-1 0123456789." in text
+    assert "(a): The authors published no solver of their baselines: this one has the lifted loss's." in text
 
 
 def test_lines_fit_a_terminal(cub):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -101,6 +102,30 @@ def test_from_archive_to_table(name, checkout, weights, tmp_path):
     assert report.split("\n", 2)[2] in again.stdout
     before = (run / "metrics.json").stat().st_mtime_ns
     assert make(checkout, *given).returncode == 0 and (run / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_sweep_over_the_methods(checkout, weights, tmp_path):
+    given = (f"ARCHIVE={miniature.cub(tmp_path)}", f"WEIGHTS={weights}", "COUNTS=any", "ITERS=2")
+    sweep = ("-j2", "reproduce-cub", *given, "METHODS=contrastive,triplet,pool5", "DIMS=128", "BATCH=6")
+    (checkout / "prototxt").unlink()  # nets that are not committed are written there
+    shutil.copytree(ROOT / "prototxt", checkout / "prototxt", ignore=lambda folder, names: [n for n in names if n.endswith("_128")])
+    done = make(checkout, *sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 done of 3 cells" in done.stdout
+    report = (checkout / "runs/cub/report.md").read_text()
+    for row in ("contrastive 128, batch 6, lr 1e-06, 2 it", "triplet 128, batch 6, lr 1e-06, 2 it", "pool5 1024, not fine-tuned"):
+        assert f": {row}" in report, report
+    assert "GoogLeNet, as it was pretrained, not fine-tuned." in report
+    assert "The authors published no solver of their baselines" in report
+    assert (checkout / "runs/cub/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert load_features(checkout / "runs/cub/pool5_1024/pretrained/features.npz").features.shape == (18, 1024)
+    logs = {path.stem: path.stat().st_size for path in (checkout / "runs/cub/sweep").glob("*.log")}
+    assert logs.keys() == {"contrastive_128_m6_seed1", "triplet_128_m6_seed1", "pool5"}
+    before = {
+        path: path.stat().st_mtime_ns for path in (checkout / "runs/cub").rglob("*") if path.suffix in (".npz", ".caffemodel")
+    }
+    assert make(checkout, *sweep).returncode == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # what is done is not done again
 
 
 def test_interrupted_and_called_again_it_ends_as_if_undisturbed(checkout, weights, tmp_path):

@@ -13,14 +13,17 @@ from data_prep.command import run
 # isort: split
 
 import argparse
+import json
+import re
 from collections import Counter
 from pathlib import Path
 
 from data_prep.files import written_aside
 from tools.published import METHODS, cite, is_paper_s_own, is_rerun, matches, own_batch, read_published, references, title, wrapped
-from tools.runs import finished_runs, grouped, read_metrics, set_of, training_of
+from tools.runs import finished_runs, grouped, pretrained_of, read_metrics, set_of, training_of
 from tools.table import columns, difference, percent, table
 
+NOT_BVLC = "The starting weights were not BVLC's GoogLeNet, but a file with the SHA-1 {sha1}."
 TITLES = {"raw_pixels": "raw pixels, 16x16", "untrained": "the net, untrained"}
 
 
@@ -56,7 +59,7 @@ def recipe(runs):
     """How the runs of one experiment were trained, in words; empty when that is not known."""
     known = [training_of(metrics) for metrics in runs if training_of(metrics)]
     if not known:
-        return ""
+        return "as it was pretrained, not fine-tuned." if all(map(pretrained_of, runs)) else ""
     seeds = sorted(training["seed"] for training in known)
     batch = f", batch {known[0]['batch']}" if known[0].get("batch") else ""
     text = (f"base_lr {known[0]['base_lr']:g}, {known[0]['iterations']:,} iterations{batch}, seed{'s' * (len(seeds) > 1)} "
@@ -68,7 +71,9 @@ def cautions(metrics):
     """Sentences about the training that a reader of the published figures must know."""
     training, lines = training_of(metrics), []
     if not training:
-        return lines
+        return lines if pretrained_of(metrics).get("bvlc_googlenet", True) else [NOT_BVLC.format(**pretrained_of(metrics))]
+    if re.search("prototxt/(cub|cars196|sop)/(contrastive|triplet)_", training["solver"]):
+        lines.append("The authors published no solver of their baselines: this one has the lifted loss's.")
     if "prototxt/cub/lifted" in training["solver"] and training["iterations"] == 20000:
         lines.append("Nobody published this recipe: the authors trained CUB with this learning rate for 40,000 iterations "
                      "(RECIPE=authors), the paper says 20,000. Expect less than the published figure.")  # fmt: skip
@@ -76,7 +81,7 @@ def cautions(metrics):
     if weights is None:
         lines.append("Trained from random weights, where the paper starts from BVLC's GoogLeNet.")
     elif not weights["bvlc_googlenet"]:
-        lines.append(f"The starting weights were not BVLC's GoogLeNet, but a file with the SHA-1 {weights['sha1']}.")
+        lines.append(NOT_BVLC.format(**weights))
     return lines
 
 
@@ -140,6 +145,15 @@ def all_runs(folder, name):
     return [*text, references(sources)]
 
 
+def baselines(groups):
+    """{name: metrics, those of several runs that differ} of the baselines that were scored beside the runs."""
+    found = {}
+    for metrics in (metrics for group in groups for metrics in group["runs"]):
+        for name, row in metrics["baselines"].items():
+            found.setdefault(name, {})[json.dumps(row)] = row
+    return {name: list(rows.values()) for name, rows in found.items()}
+
+
 def main_table(groups, published, name, sources):
     """Rows for table(): the paper's own, then each of ours with its published like. Notes on them; the published rows shown."""
     shown = [row for row in published if is_paper_s_own(row)]
@@ -157,6 +171,8 @@ def main_table(groups, published, name, sources):
         shown += like
         without += [] if like else [f"({group['letter']})"]
         unsure += [f"({group['letter']})"] if like and not official else []
+    for baseline, found in baselines(groups).items():
+        rows.append((f"beside them: {TITLES.get(baseline, baseline)}", percent(found)))
     if any(len(group["runs"]) > 1 for group in groups):
         notes.append("Several runs: mean±sample standard deviation.")
     if shown and is_paper_s_own(shown[0]):

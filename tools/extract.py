@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.files import read_record, sha256
+from data_prep.imagenet import known_weights
 from data_prep.write_set import read_set
 from pair_batch import ImageDatabase, centre_crop, read_mean, transform
 from tools.features import read_about, save_features
@@ -62,10 +63,12 @@ def extract_embeddings(images, deploy, weights, mean, blob):
     read_text(deploy, NetParameter())
     caffe.set_mode_cpu()
     net = caffe.Net(str(deploy), caffe.TEST)
-    check_weights(net, weights)
-    net.copy_from(str(weights))
     if lacking := [name for name in ("data", blob) if name not in net.blobs]:
         raise ValueError(f"{deploy}: has no blob {lacking[0]!r}; it has {', '.join(net.blobs)}")
+    layers = list(net.layer_dict)
+    last = [name for name in layers if blob in net.top_names[name]][-1]
+    check_weights(net, weights, new=layers[layers.index(last) + 1 :])  # what comes after the blob does not matter
+    net.copy_from(str(weights))
     crop = net.blobs["data"].data.shape[-1]
     channels, height, width = images.image_shape
     if mean.shape != images.image_shape or crop > min(height, width):
@@ -82,7 +85,7 @@ def extract_embeddings(images, deploy, weights, mean, blob):
             for slot, row in enumerate(rows):
                 image, labels[row] = images.read(row)
                 transform(image, mean, crop, top, left, False, net.blobs["data"].data[slot])
-            net.forward()
+            net.forward(end=last)
             batch = net.blobs[blob].data.reshape(len(rows), -1)
             if features is None:
                 features = np.empty((len(images), batch.shape[1]), np.float32)
@@ -104,7 +107,8 @@ def describe(data_set, part, deploy, weights, blob, pixels):
     iteration = re.fullmatch(r"snapshot_iter_(\d+)", Path(weights).stem)
     if training:
         training["iteration"] = int(iteration[1]) if iteration else training["iterations"]
-    return {**about, "net": str(deploy), "blob": blob, "weights": sha256(weights), "training": training}
+    about |= {"net": str(deploy), "blob": blob, "weights": sha256(weights), "training": training}
+    return about if training or blob == "fc_embedding" else {**about, "pretrained": known_weights(weights)}
 
 
 def extract(data_set, part, out, deploy=None, weights=None, blob="fc_embedding", pixels=None):

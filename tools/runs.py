@@ -20,7 +20,7 @@ def read_metrics(path, again="remove it and call the same command again"):
         for row in (metrics, *metrics["baselines"].values()):
             shares = [*row["recall_at"].values(), row["nmi"], row["f1"], row.get("map_at_r") or 0]
             whole = whole and row["recall_at"] and all(map(int, row["recall_at"])) and all(0 <= share <= 1 for share in shares)
-        if whole and all(isinstance(metrics["about"].get(name) or {}, dict) for name in ("training", "set")):
+        if whole and all(isinstance(metrics["about"].get(name) or {}, dict) for name in ("training", "set", "pretrained")):
             return metrics
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; tools/evaluate.py makes it (make demo)") from None
@@ -33,6 +33,11 @@ def training_of(metrics):
     """What run.json says about the training behind a metrics.json; empty when that is not known."""
     training = metrics["about"].get("training") or {}
     return training if training.keys() >= TRAINING else {}
+
+
+def pretrained_of(metrics):
+    """The weights of a net that was not trained here, as known_weights has them; empty where one was."""
+    return {} if training_of(metrics) else metrics["about"].get("pretrained") or {}
 
 
 def set_of(metrics):
@@ -73,9 +78,10 @@ def describe(folder, name, metrics):
         "content": f"set {content[:8]}" if content else "",
         "clustering": metrics["clustering"]["method"],
     }
-    if training:
-        weights = training.get("weights")
-        words["recipe"] = f"lr {training['base_lr']:g}, {training['iterations']:,} it"
+    pretrained = pretrained_of(metrics)
+    if training or pretrained:
+        weights = training.get("weights") if training else pretrained
+        words["recipe"] = f"lr {training['base_lr']:g}, {training['iterations']:,} it" if training else "not fine-tuned"
         words["start"] = f"start {'BVLC' if weights['bvlc_googlenet'] else weights['sha1'][:8]}" if weights else "random start"
     return {"method": method.replace("_", " "), "dimensions": dimensions, "network": network,
             "batch": training.get("batch") or int(batch or own_batch(method)), "words": words, "metrics": metrics}  # fmt: skip
@@ -85,7 +91,8 @@ def network_of(training, name):
     """The network of a run, as far as its training tells; None when it is not known."""
     solver = re.sub("[-_]", "", training.get("solver", "")).lower()
     named = [network for network in OTHER_NETWORKS if network.replace("-", "").lower() in solver]
-    return training.get("network") or (named[0] if named else "GoogLeNet" if name in GOOGLENET else None)
+    usual = "GoogLeNet" if name in GOOGLENET else "demo net" if "prototxt/demo/" in training.get("solver", "") else None
+    return training.get("network") or (named[0] if named else usual)
 
 
 def grouped(runs):

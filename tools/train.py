@@ -40,9 +40,8 @@ from google.protobuf import text_format
 from tqdm import tqdm
 
 from data_prep.batch_plan import kind_of, plan_file
-from data_prep.download import digest
 from data_prep.files import locked, read_record, sha256, user_path, written_aside
-from data_prep.imagenet import WEIGHTS, check_file
+from data_prep.imagenet import known_weights
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
@@ -103,15 +102,6 @@ def check_data(net):
             contents[str(folder)] = read_record(folder / "set.json").get("content")
             contents[parameters["plan"]] = sha256(parameters["plan"])
     return contents
-
-
-def start_weights(path):
-    """What run.json says about the weights that a training starts from."""
-    if path is None:
-        return None
-    check_file(path)
-    found = digest(path, "sha1")
-    return {"sha1": found, "bvlc_googlenet": WEIGHTS.checksum == f"sha1:{found}"}
 
 
 def prepare(run, solver, net, settings):
@@ -357,7 +347,7 @@ def main():
     run = arguments.run
     solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations, arguments.set, arguments.batch)
     settings = {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter, "base_lr": solver.base_lr,
-                "batch": arguments.batch, "data": check_data(net), "weights": start_weights(arguments.weights)}  # fmt: skip
+                "batch": arguments.batch, "data": check_data(net), "weights": known_weights(arguments.weights)}  # fmt: skip
     with locked(run, "training"):
         prepare(run, solver, net, settings)
         if (run / "model.caffemodel").exists():

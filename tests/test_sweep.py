@@ -1,0 +1,156 @@
+"""Sweeps: their cells, side by side, failed, stopped, at work elsewhere; and a real one over the paper's methods."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from tools.cell import BUSY, DONE, STOPPED, Cell
+from tools.sweep import cells_of
+
+# A cell that takes a moment, or fails, or is somebody else's; each leaves a mark.
+MAKEFILE = """
+cell-demo:
+\t@echo "$(METHOD) $(DIM) $(BATCH) $(SEED) $(ITERS) threads $$OPENBLAS_NUM_THREADS flags [$$MAKEFLAGS]" >> marks
+\t@touch at_work_$(METHOD); sleep 0.5; ls at_work_* | wc -l >> together; rm at_work_$(METHOD)
+ifeq ($(METHOD),contrastive)
+\t@for line in 1 2 3 4 5 6 7 8 9 10; do echo "line $$line of a failure"; done; false
+endif
+ifeq ($(METHOD),triplet)
+\t@echo "train: runs/x: another process is training in this folder; wait for it, or stop it"; false
+endif
+"""
+
+
+@pytest.fixture
+def folder(small_set, tmp_path):
+    """A folder with a Makefile whose cells are stand-ins, and a small set as data/demo."""
+    for name in ("prototxt", "python_layers", "tools", "data_prep", ".venv", ".caffe"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "Makefile").write_text(MAKEFILE)
+    (tmp_path / "data/demo").mkdir(parents=True)
+    for path in small_set.iterdir():
+        (tmp_path / "data/demo" / path.name).symlink_to(path)
+    return tmp_path
+
+
+def sweep(folder, *arguments, **environment):
+    command = [sys.executable, "tools/sweep.py", "--set", "demo", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, text=True, capture_output=True, timeout=120, env={**os.environ, **environment})
+
+
+def test_cells():
+    cells = cells_of("cub", ["lifted", "triplet", "pool5"], [64, 128], [None], [1, 2], {"ITERS": "5"})
+    assert [cell.name for cell in cells] == [
+        "lifted_64_seed1", "lifted_64_seed2", "lifted_128_seed1", "lifted_128_seed2", "triplet_64_seed1", "triplet_64_seed2",
+        "triplet_128_seed1", "triplet_128_seed2", "pool5"]  # fmt: skip
+    assert cells[3].command == ["make", "-s", "--no-print-directory", "cell-cub", "ITERS=5", "METHOD=lifted", "DIM=128",
+                                "BATCH=128", "SEED=2"]  # fmt: skip
+    assert cells[4].given["BATCH"] == 120 and cells[-1].command[-1] == "METHOD=pool5"
+    assert cells_of("cub", ["lifted"], [64], [48], [1], {})[0].name == "lifted_64_m48_seed1"
+    assert cells_of("demo_holdout", ["lifted"], [64], [None], [1], {})[0].command[3] == "cell-demo"
+
+
+def test_failed_and_busy_cells_are_told_apart(folder):
+    ended = sweep(folder, "--methods", "contrastive,lifted,triplet", "--jobs", 2, "--with", "ITERS=7", MAKEFLAGS="-j9",
+                  OPENBLAS_NUM_THREADS="3")  # fmt: skip
+    assert ended.returncode == 1
+    assert "contrastive_64_seed1: failed with status 2" in ended.stdout
+    assert re.search(r"the last lines of runs/demo/sweep/contrastive_64_seed1.log:\n    line 4 of a failure\n", ended.stderr)
+    assert "    line 10 of a failure\n" in ended.stderr and "line 2 of" not in ended.stderr
+    assert "triplet_64_seed1: another process is working on it" in ended.stdout
+    assert "1 done, 1 at work elsewhere, 1 failed of 3 cells" in ended.stdout
+    marks = (folder / "marks").read_text()
+    assert "lifted 64 128 1 7 threads 3" in marks and "triplet 64 120 1 7" in marks and "-j9" not in marks
+    assert (folder / "data/demo/triplets.npz").exists()  # made before the cells
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_so_many_run_side_by_side(folder, jobs):
+    assert sweep(folder, "--methods", "lifted,pool5", "--jobs", jobs).stdout.count("done;") == 2
+    assert max(map(int, (folder / "together").read_text().split())) == jobs
+
+
+def test_a_signal_stops_the_cells_and_starts_no_more(folder):
+    body = "echo begun >> marks; trap 'echo \"snapshot saved; the same command goes on\"; exit 130' INT; sleep 30 & wait"
+    (folder / "Makefile").write_text(f"SHELL := /bin/bash\ncell-demo:\n\t@{body}\n")
+    command = [sys.executable, "tools/sweep.py", "--set", "demo", "--methods", "lifted", "--seeds", "1,2,3"]
+    process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (folder / "marks").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "stopping: each cell saves a snapshot" in output
+    assert "3 stopped of 3 cells" in output and (folder / "marks").read_text() == "begun\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--methods", "lifted,tripletts"], "tripletts is none of lifted, contrastive, triplet, pool5"),
+        (["--methods", "lifted", "--with", "ITERS"], "--with takes NAME=VALUE, not ITERS"),
+        (["--methods", "lifted", "--jobs", "0"], "--jobs must be positive"),
+        (["--methods", "lifted", "--dims", "65"], "there is no net demo/lifted_65"),
+    ],
+)
+def test_wrong_calls(folder, arguments, message):
+    ended = sweep(folder, *arguments)
+    assert ended.returncode != 0 and message in ended.stderr and "Traceback" not in ended.stderr
+    assert not (folder / "marks").exists()
+
+
+def test_without_a_set(folder):
+    ended = sweep(folder, "--set", "sop", "--methods", "lifted")
+    assert ended.returncode == 1 and "data/sop: no set is there; make data-sop" in ended.stderr
+
+
+def test_a_cell(tmp_path):
+    def cell(script):
+        return Cell("name", ["bash", "-c", script], str(tmp_path / "logs/cell.log"), {}, str(tmp_path))
+
+    assert cell("echo one; printf 'a\\rb\\rtwo\\n'").run() == DONE
+    assert cell("true").last_lines(2) == ["one", "two"]
+    assert cell("echo another process is scoring in this folder; exit 1").run() == BUSY
+    assert cell("exit 1").run() == "failed with status 1"  # what an earlier call said does not count
+    assert cell("echo 'stopped after iteration 3, snapshot saved; the same command goes on'; exit 2").run() == STOPPED
+    assert cell("kill -9 $$").run() == "failed with status -9"
+
+
+def test_checkpoint_stops_the_command_and_sends_the_cell_again(tmp_path):
+    """As in a job of a cluster: the call comes in a signal's handler, while run() waits."""
+    marks, log = tmp_path / "marks", tmp_path / "log"
+    script = f"trap 'echo stopped > {marks}; exit 143' TERM; touch {tmp_path}/begun; sleep 30 & wait"
+    code = f"""
+import os, signal, threading, time
+from pathlib import Path
+from tools.cell import Cell
+cell = Cell("name", ["bash", "-c", {script!r}], {str(log)!r}, {{}})
+def handler(number, frame):
+    again = cell.checkpoint()
+    assert again.function is cell and cell.process is None, again
+    print("sent again", flush=True)
+    os._exit(0)
+signal.signal(signal.SIGUSR2, handler)
+def later():
+    while not Path({str(tmp_path / "begun")!r}).exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGUSR2)
+threading.Thread(target=later).start()
+cell()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert ended.stdout == "sent again\n", ended.stderr
+    assert marks.read_text() == "stopped\n"  # it was waited for
+
+
+def test_logs_are_in_the_run_folder_of_the_set(folder):
+    assert sweep(folder, "--methods", "lifted").returncode in (0, 1)
+    assert Path(folder, "runs/demo/sweep/lifted_64_seed1.log").exists()
