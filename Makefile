@@ -40,7 +40,7 @@ GIVEN = $(strip $(foreach name,HOLDOUT METHOD DIM BATCH SEED RUN ITERS RECIPE AR
 PAPER := cub cars196 sop
 LOSSES := lifted contrastive triplet
 
-.PHONY: help env check test lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
+.PHONY: train help env check test test-slurm lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-14s %s\n' "$$verb" "$$text"; done
@@ -55,6 +55,9 @@ check: ## say what a bug report needs, and what is wrong
 test: env ## all tests, and ruff
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m pytest -q tests
+
+test-slurm: env ## a sweep on a real Slurm of this machine alone (as root; apt: slurm-wlm munge), about 6 minutes
+	@$(PYTHON) -m pytest -q tests/check_slurm.py
 
 lint: env ## ruff, mending what it can
 	@$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .
@@ -88,6 +91,7 @@ demo: train-demo ## the whole job on the demo's images: train, extract, score, c
 	@$(MAKE) --no-print-directory $(DEMO_RUN)/retrieval.png
 	@$(PYTHON) tools/compare.py --metrics $(DEMO_RUN)/metrics.json --out $(DEMO_RUN)/report.md
 	@$(MAKE) -s --no-print-directory $(DEMO_RUN)/report.html
+	@$(PYTHON) tools/model_folder.py --run $(DEMO_RUN) --set data/$(SET) --net $(DEMO_NET)/deploy.prototxt
 	@echo "report: $(DEMO_RUN)/report.html    picture: $(DEMO_RUN)/retrieval.png    numbers: $(DEMO_RUN)/metrics.json"
 
 runs/$(SET)/raw_pixels.npz: data/$(SET)/set.json
@@ -107,6 +111,23 @@ $(DEMO_RUN)/report.html: $(DEMO_RUN)/features.npz $(DEMO_RUN)/metrics.json tools
 
 $(DEMO_RUN)/retrieval.png: $(DEMO_RUN)/features.npz $(DEMO_RUN)/metrics.json
 	@$(PYTHON) tools/figures.py --set data/$(SET) --features $< --out $@
+
+# --- one's own images --------------------------------------------------------------------------------------------------
+
+# A folder with a folder of images for each class, or a CSV file path,class; and what the set is called.
+DATA ?=
+NAME ?=
+# small or googlenet, pixels a side, share of the classes that are kept for the report, no: images are not mirrored.
+NET ?=
+SIZE ?=
+TEST ?=
+MIRRORED ?=
+
+train: env ## a searchable embedding of your own images: DATA=folder, or list.csv, and NAME=shoes
+	@$(if $(and $(DATA),$(NAME)),,echo "make train needs DATA=<folder with a folder of images for each class, or list.csv> NAME=<name>"; exit 2)
+	@$(PYTHON) tools/own.py --images "$(DATA)" --name "$(NAME)" --method $(METHOD) --dim $(DIM) --seed $(SEED) --run "$(RUN)" \
+	  $(if $(NET),--net $(NET)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(SIZE),--size $(SIZE)) $(if $(ITERS),--iterations $(ITERS)) \
+	  $(if $(TEST),--test $(TEST)) $(if $(filter no,$(MIRRORED)),--no-mirror) $(if $(UNREADABLE),--skip-unreadable)
 
 # --- the paper's sets --------------------------------------------------------------------------------------------------
 
@@ -136,12 +157,13 @@ $(PAPER:%=data-%): data-%: env
 train-cub: ## the paper's experiment on CUB: data, training, scores beside the published ones [DIM=64] [SEED=1] [RECIPE=authors]
 train-cars196: ## the same for Cars196
 train-sop: ## the same for Stanford Online Products
-NET = prototxt/$*/$(METHOD)_$(DIM)
+PAPER_NET = prototxt/$*/$(METHOD)_$(DIM)
 HOME_OF_RUN = runs/$*/$(if $(filter pool5,$(METHOD)),pool5_1024/pretrained,$(METHOD)_$(DIM)$(if $(filter-out $(OWN_BATCH),$(BATCH)),_m$(BATCH))/$(RUN))
 $(PAPER:%=train-%): train-%: weights data-%
 	@$(MAKE) -s --no-print-directory cell-$*
 	@$(PYTHON) tools/figures.py --set data/$* --features $(HOME_OF_RUN)/features.npz --out $(HOME_OF_RUN)/retrieval.png
 	@$(PYTHON) tools/compare.py --metrics $(HOME_OF_RUN)/metrics*.json --published $* --out $(HOME_OF_RUN)/report.md
+	@$(if $(filter pool5,$(METHOD)),,$(PYTHON) tools/model_folder.py --run $(HOME_OF_RUN) --set data/$* --net $(PAPER_NET)/deploy.prototxt)
 	@echo "report: $(HOME_OF_RUN)/report.md (make report-$* makes a page of it)    picture: $(HOME_OF_RUN)/retrieval.png    training: $(HOME_OF_RUN)/log.csv"
 
 # A cell of a sweep, and what train-<set> does: from the set to the scores.
@@ -152,11 +174,11 @@ $(PAPER:%=cell-%): cell-%:
 	  --weights "$(START)" --blob pool5/7x7_s1
 else
 $(PAPER:%=cell-%): cell-%:
-	@test -e $(NET)/solver.prototxt || $(PYTHON) prototxt/generate.py $*/$(METHOD)_$(DIM)
+	@test -e $(PAPER_NET)/solver.prototxt || $(PYTHON) prototxt/generate.py $*/$(METHOD)_$(DIM)
 	@$(PYTHON) data_prep/batch_plan.py --set data/$* --kind $(PLANS) --batch $(BATCH)
-	@$(PYTHON) tools/train.py --solver $(NET)/solver$(if $(filter authors-cub,$(RECIPE)-$*),_authors).prototxt --set data/$* --batch $(BATCH) \
+	@$(PYTHON) tools/train.py --solver $(PAPER_NET)/solver$(if $(filter authors-cub,$(RECIPE)-$*),_authors).prototxt --set data/$* --batch $(BATCH) \
 	  --run $(HOME_OF_RUN) --seed $(SEED) --weights "$(START)" $(if $(ITERS),--iterations $(ITERS))
-	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net $(NET)/deploy.prototxt --ks $(KS_$*)
+	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net $(PAPER_NET)/deploy.prototxt --ks $(KS_$*)
 endif
 
 # --- sweeps ------------------------------------------------------------------------------------------------------------

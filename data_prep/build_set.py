@@ -1,6 +1,7 @@
-"""A folder of images (class-name/image.png) -> LMDBs, mean image and batch plan in data/<set>/.
+"""A folder of images (class-name/image.png), or a list of them -> LMDBs, mean image and batch plan in data/<set>/.
 
     python data_prep/build_set.py --images photos/ --out data/shoes
+    python data_prep/build_set.py --images photos/list.csv --out data/shoes     # columns path and class
 
 Classes are split, not images: the test classes are never seen in training. Everything is written aside and renamed
 when complete, set.json last; called again with the same images and options, it does nothing.
@@ -22,8 +23,9 @@ import numpy as np
 
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS, make_plan, plan_file, write_plan
 from data_prep.files import locked
-from data_prep.folder import read_folder
+from data_prep.folder import read_images
 from data_prep.image import load_image
+from data_prep.imagenet import imagenet_mean
 from data_prep.write_set import PARTS, Entry, finish, read_set, say_some, write_set
 
 
@@ -46,25 +48,26 @@ def split_classes(classes, groups, test_fraction, holdout, seed):
     return tuple(sorted((name for group in part for name in members[group]), key=os.fsencode) for part in (train, test))
 
 
-def fingerprint_of(found, images, options):
+def fingerprint_of(found, options):
     """Changes with the options and with any file's name, size or time of change."""
     listing = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for files in found.images.values():
-        for file in files:
-            status = file.stat()
-            listing.update(b"%s\0%d\0%d\0" % (os.fsencode(file.relative_to(images)), status.st_size, status.st_mtime_ns))
+    for label, files in found.images.items():
+        listing.update(os.fsencode(label) + b"\0")
+        for name in files:
+            status = (found.root / name).stat()
+            listing.update(b"%s\0%d\0%d\0" % (os.fsencode(name), status.st_size, status.st_mtime_ns))
     return listing.hexdigest()
 
 
-def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_positive_pairs, skip_unreadable):
-    """Make data/<set> as the module says; returns what set.json holds."""
-    found = read_folder(images)
+def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_positive_pairs, skip_unreadable, mean="own"):
+    """Make data/<set> as the module says, without a batch plan where `batch` is None; returns what set.json holds."""
+    found = read_images(images)
     options = {"size": size, "groups": groups, "test_fraction": test_fraction, "holdout": holdout, "seed": seed,
                "batch": batch, "max_positive_pairs": max_positive_pairs, "skip_unreadable": skip_unreadable,
-               "images": str(images), "layout": 3}  # fmt: skip
-    fingerprint = fingerprint_of(found, images, options)
+               "images": str(images), "mean": mean, "layout": 4}  # fmt: skip
+    fingerprint = fingerprint_of(found, options)
     made = read_set(out)
-    if made.get("fingerprint") == fingerprint and (out / plan_file()).exists():
+    if made.get("fingerprint") == fingerprint and (batch is None or (out / plan_file()).exists()):
         print(f"{out}: is made from these images and options already")
         return made
     print(f"{images}: {sum(map(len, found.images.values())):,} images of {len(found.images):,} classes")
@@ -76,16 +79,19 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
     if len(parts["train"]) < 2:
         raise ValueError(f"{images}: training needs at least two classes besides the test classes; "
                          f"found {len(classes)} classes in all")  # fmt: skip
-    entries = {part: [Entry(str(file.relative_to(images)), name, label_of[name]) for name in names for file in found.images[name]]
+    entries = {part: [Entry(file, name, label_of[name]) for name in names for file in found.images[name]]
                for part, names in parts.items()}  # fmt: skip
-    make_plan([entry.label for entry in entries["train"]], batch, seed, max_positive_pairs)  # what is wrong shows before the work
+    if batch is not None:  # what is wrong shows before the work
+        make_plan([entry.label for entry in entries["train"]], batch, seed, max_positive_pairs)
 
-    record = {"name": out.name, "images": str(images), "size": size, "holdout": holdout, "seed": seed, "fingerprint": fingerprint}
-    files = ((entry.path, images / entry.path) for part in PARTS for entry in entries[part])
+    record = {"name": out.name, "images": str(found.root), "size": size, "holdout": holdout, "seed": seed,
+              "fingerprint": fingerprint}  # fmt: skip
+    files = ((entry.path, found.root / entry.path) for part in PARTS for entry in entries[part])
     load = functools.partial(load_image, size=size)
-    written = write_set(out, entries, files, load, size, record, skip_unreadable=skip_unreadable,
+    written = write_set(out, entries, files, load, size, record, imagenet_mean() if mean == "imagenet" else None, skip_unreadable,
                         advice=f"Images of half the size (--size {size // 2}) need a quarter.")  # fmt: skip
-    write_plan(out / plan_file(), [entry.label for entry in written["train"]], batch, seed, max_positive_pairs)
+    if batch is not None:
+        write_plan(out / plan_file(), [entry.label for entry in written["train"]], batch, seed, max_positive_pairs)
     finish(out, record)
     return record
 
@@ -108,7 +114,8 @@ def fraction(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with a folder of images for each class")
+    parser.add_argument("--images", type=Path, required=True,
+                        help="folder with a folder of images for each class, or a CSV file path,class")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to make, data/<set>")
     parser.add_argument("--size", type=int, default=256, help="height and width of the stored images, pixels (default 256)")
     parser.add_argument("--groups", type=Path, help="CSV file class,group: classes of one group stay on one side of the split")
@@ -119,10 +126,14 @@ def main():
     parser.add_argument("--batch", type=int, default=128, help="images a training batch (default 128)")
     parser.add_argument("--max-positive-pairs", type=int, default=MAX_POSITIVE_PAIRS,
                         help=f"draw this many where there are more (default {MAX_POSITIVE_PAIRS:,})")  # fmt: skip
+    parser.add_argument("--mean", choices=("own", "imagenet"), default="own",
+                        help="mean image: of the training images (own), or ImageNet's, for nets pretrained on it")  # fmt: skip
     parser.add_argument("--skip-unreadable", action="store_true", help="pass over files that cannot be decoded")
     arguments = vars(parser.parse_args())
     if arguments["size"] < 1:
         parser.error("--size must be positive")
+    if arguments["mean"] == "imagenet" and arguments["size"] != 256:
+        parser.error("ImageNet's mean image is for --size 256")
     if arguments["groups"]:
         arguments["groups"] = read_groups(arguments["groups"])
     with locked(arguments["out"], "making a set"):

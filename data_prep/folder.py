@@ -1,5 +1,6 @@
-"""What is in a folder of images, one sub-folder a class."""
+"""What is in a folder of images, one sub-folder a class; or in a list of images and their classes."""
 
+import csv
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,49 @@ SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 
 @dataclass
 class Folder:
-    """What was found: `images` maps a class name to its files, in byte order; the rest is named for the person."""
+    """What was found: `images` maps a class name to its files, as names below `root`; the rest is named for the person."""
 
-    images: dict[str, list[Path]] = field(default_factory=dict)
+    root: Path
+    images: dict[str, list[str]] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)  # class folders without an image
     ignored: list[Path] = field(default_factory=list)  # files that are no images by their suffix, folders in a class
+
+
+def read_images(path):
+    """The Folder of a folder with a folder for each class, or of a list.csv with the columns path and class."""
+    return read_list(path) if path.is_file() else read_folder(path)
+
+
+def read_list(path):
+    """List the images of the CSV file `path`, with the columns path and class; a path is below the file's folder, or absolute.
+
+    Raises ValueError when it is no such file, when images are listed twice or are not there.
+    """
+    folder, line_of, missing = Folder(path.parent), {}, []
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
+            rows = csv.DictReader(stream, strict=True)
+            if not {"path", "class"} <= set(rows.fieldnames or ()):
+                raise ValueError(f"{path}: expected a CSV file whose first line names the columns path and class, found "
+                                 f"{', '.join(rows.fieldnames or ()) or 'nothing'}")  # fmt: skip
+            for row in rows:
+                name, label = row["path"], row["class"]
+                if not name or not label or "\0" in name:
+                    raise ValueError(f"{path}: line {rows.line_num} has no path or no class")
+                if name in line_of:
+                    raise ValueError(f"{path}: {name} is listed twice, in lines {line_of[name]} and {rows.line_num}")
+                line_of[name] = rows.line_num
+                folder.images.setdefault(label, []).append(name)
+                if not (path.parent / name).is_file():
+                    missing.append(name)
+    except csv.Error as error:
+        raise ValueError(f"{path}: is no CSV file of images ({error})") from None
+    if missing:
+        raise ValueError(f"{path}: {len(missing):,} of {len(line_of):,} images are not there, the first: {missing[0]} "
+                         f"(line {line_of[missing[0]]}); paths are taken from {path.parent}/")  # fmt: skip
+    if not folder.images:
+        raise ValueError(f"{path}: lists no image")
+    return folder
 
 
 def read_folder(path):
@@ -24,7 +63,7 @@ def read_folder(path):
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder; expected one that holds a folder of images for each class")
-    folder = Folder()
+    folder = Folder(path)
     for entry in _entries(path):
         if not entry.is_dir():
             folder.ignored.append(entry)
@@ -33,7 +72,7 @@ def read_folder(path):
         images = [file for file in files if file.is_file() and file.suffix.lower() in SUFFIXES]
         folder.ignored += sorted(set(files) - set(images))
         if images:
-            folder.images[entry.name] = images
+            folder.images[entry.name] = [str(file.relative_to(path)) for file in images]
         else:
             folder.empty.append(entry.name)
     if not folder.images:

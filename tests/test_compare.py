@@ -392,7 +392,7 @@ def test_a_run_with_its_snapshots(cub):
     run, scratch = cub / "lifted_64_m48/seed1", {"weights": None, "batch": 48, "solver": "prototxt/cub/lifted_64/solver.prototxt"}
     final = write_run(run, (0.4101, 0.5, 0.6, 0.7), data=UNOFFICIAL, training=scratch)
     early = write_run(run, (0.3, 0.4, 0.5, 0.6), training={**scratch, "iteration": 10000}, name="metrics_iter_10000.json")
-    text = "\n\n".join(one_run([final, early], "cub", "not shown"))
+    text = "\n\n".join(one_run([final, early], "cub"))
     rows = cells(text)
     assert list(rows) == [
         "published: lifted, GoogLeNet, size not stated, batch 48 [1]", "published: lifted, GoogLeNet, size not stated [1]",
@@ -409,7 +409,7 @@ def test_a_run_with_its_baselines(cub):
     path = write_run(cub.with_name("demo") / "lifted_64/seed1", (0.4, 0.5, 0.6, 1.0), data={"name": "demo"})
     metrics = json.loads(path.read_text())
     path.write_text(json.dumps({**metrics, "baselines": {"raw_pixels": {"recall_at": {"1": 0.154}, "nmi": 0.8, "f1": 0.1}}}))
-    text = "\n\n".join(one_run([path], None, "lifted structured embedding"))
+    text = "\n\n".join(one_run([path], None))
     rows = cells(text)
     assert list(rows) == ["raw pixels, 16x16", "lifted structured embedding"]
     assert list(rows["raw pixels, 16x16"].values()) == ["15.4", "–", "–", "–", "80.0", "10.0"]

@@ -258,7 +258,7 @@ def test_the_losses_of_the_picture_have_these_values():
         equation_2(gradient_figure.POINTS)
     )
     far = np.array([[0.0, 0], [0.1, 0], [9, 0]])  # beyond the margin nothing pulls or pushes
-    assert gradient_figure.triplet_loss(far, [(0, 1, 2)]) == (0, pytest.approx(np.zeros((3, 2))))
+    assert gradient_figure.by_triplets(far, [(0, 1, 2)]) == (0, pytest.approx(np.zeros((3, 2))))
     assert gradient_figure.contrastive_loss(far, [(0, 2, 0)]) == (0, pytest.approx(np.zeros((3, 2))))
 
 

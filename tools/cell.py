@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DONE, BUSY, STOPPED = "done", "busy", "stopped"
+GRACE = 600  # seconds; Slurm's KillWait is 30 unless a cluster says otherwise
 BUSY_WORDS = "another process is "  # what data_prep.files.locked says
 
 
@@ -30,7 +31,8 @@ class Cell:
         with open(self.log, "ab") as log:
             before = log.tell()
             self.process = subprocess.Popen(self.command, cwd=self.home, env=environment, stdout=log, stderr=subprocess.STDOUT,
-                                            stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+                                            stdin=subprocess.DEVNULL, start_new_session=True,
+                                            preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))  # fmt: skip
         while (
             status := self.process.poll()
         ) is None:  # not wait(): it holds a lock that checkpoint(), a signal's handler, would need
@@ -51,7 +53,17 @@ class Cell:
         if process is not None and process.poll() is None:
             os.killpg(process.pid, number)
 
-    __call__ = run
+    def __call__(self):
+        """What a job of a cluster does: run(), and where it was stopped from outside, wait for the end that is coming.
+
+        Slurm sends SIGTERM to every process of a job that is preempted or requeued, kills it a while later, and starts it
+        again; a result that was left would be taken for the job's.
+        """
+        threads = {"OPENBLAS_NUM_THREADS": os.environ["SLURM_CPUS_PER_TASK"]} if "SLURM_CPUS_PER_TASK" in os.environ else {}
+        status = self.run({**threads, **os.environ})
+        if status == STOPPED:
+            time.sleep(GRACE)
+        return status
 
     def checkpoint(self):
         """submitit calls it when the job's time is nearly over: stop with a snapshot, and have the cell sent again."""

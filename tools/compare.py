@@ -20,7 +20,7 @@ from pathlib import Path
 
 from data_prep.files import written_aside
 from tools.published import METHODS, cite, is_paper_s_own, is_rerun, matches, own_batch, read_published, references, title, wrapped
-from tools.runs import finished_runs, grouped, pretrained_of, read_metrics, set_of, training_of
+from tools.runs import describe, finished_runs, grouped, pretrained_of, read_metrics, set_of, training_of
 from tools.table import columns, difference, percent, table
 
 NOT_BVLC = "The starting weights were not BVLC's GoogLeNet, but a file with the SHA-1 {sha1}."
@@ -100,10 +100,11 @@ def said_once(groups, sentences):
     return bullets([line if found == everything else f"{', '.join(found)}: {line}" for line, found in rows.items()])
 
 
-def one_run(paths, name, row_title):
+def one_run(paths, name):
     """The paragraphs of a report on one run: its baselines and snapshots, and the published rows of the paper's methods."""
     found = sorted((read_metrics(path) for path in paths), key=lambda metrics: training_of(metrics).get("iteration", 0))
     last, rows, sources = found[-1], [], []
+    method = describe(paths[0].parent, name, last)["method"]
     for row in read_published(name):
         batches = (None, own_batch(row["method"]), training_of(last).get("batch"))
         if row["method"] in METHODS and row["batch"] in batches and not is_rerun(row):
@@ -112,7 +113,7 @@ def one_run(paths, name, row_title):
     for metrics in found:
         iteration = training_of(metrics).get("iteration")
         here = "here" if iteration is None else f"here: after {iteration:,} iterations"
-        rows.append((here if name else row_title, percent([metrics])))
+        rows.append((here if name else METHODS.get(method, method), percent([metrics])))
     text = [*doubts([last]), images(last), table(rows), " ".join(scoring(last))]
     if name:
         text.append("\n".join([f"Recipe: {recipe([last]) or 'not known.'}", *cautions(last)]))
@@ -192,13 +193,12 @@ def main():
     given.add_argument("--metrics", type=Path, nargs="+", help="metrics.json of one run, of its snapshots too")
     given.add_argument("--runs", type=Path, help="folder of a set's runs, runs/<set>: all that are finished")
     parser.add_argument("--out", type=Path, required=True, help="report.md to write")
-    parser.add_argument("--title", default="lifted structured embedding", help="of a run's row, where nothing published is shown")
     parser.add_argument("--published", metavar="SET", help="show the published rows of this set")
     arguments = parser.parse_args()
     if arguments.runs:
         heading, text = arguments.runs, all_runs(arguments.runs, arguments.published)
     else:
-        heading, text = arguments.metrics[0].parent, one_run(arguments.metrics, arguments.published, arguments.title)
+        heading, text = arguments.metrics[0].parent, one_run(arguments.metrics, arguments.published)
     text = "\n\n".join(paragraph for paragraph in text if paragraph) + "\n"
     with written_aside(arguments.out) as aside:
         aside.write_text(f"# {heading}\n\n{text}")

@@ -294,7 +294,10 @@ def main():
         log = read_log(arguments.log)
         if not log:
             raise ValueError(f"{arguments.log}: is missing or empty; tools/train.py writes it")
-        draws = [lambda axis, draw=draw: draw(axis, log) for draw in (draw_loss, draw_distances, draw_active)]
+        draws = [
+            lambda axis, draw=draw: draw(axis, log)
+            for draw in (draw_loss, draw_distances, *[draw_active] * bool(np.isfinite(log["active"]).any()))
+        ]
         save(arguments.out, (13, 3.4), (1, 3), draws)
     else:
         name = arguments.published

@@ -12,7 +12,8 @@ from pathlib import Path
 
 PUBLISHED = Path(__file__).with_name("published.json")
 PAPER = "Song et al., Deep Metric Learning via Lifted Structured Feature Embedding"
-METHODS = ("lifted", "contrastive", "triplet")  # that the paper trains
+# The methods that the paper trains, and what an embedding is called by them.
+METHODS = {"lifted": "lifted structured embedding", "contrastive": "contrastive embedding", "triplet": "triplet embedding"}
 SAME = ("method", "network", "dimensions", "batch")  # what a published row and ours must both have, to be compared
 WIDTH = 140  # of a line in a terminal
 

@@ -31,11 +31,10 @@ from PIL import Image
 from data_prep.files import read_record, sha256, written_aside
 from tools import figures, plots, tsne_map
 from tools.features import load_features
-from tools.published import cite, is_paper_s_own, read_published
+from tools.published import METHODS, cite, is_paper_s_own, read_published
 from tools.runs import describe, finished_runs, grouped, read_metrics, set_of
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
-METHODS = {"lifted": "Lifted structured embedding", "contrastive": "Contrastive embedding", "triplet": "Triplet embedding"}
 SETS = {"cub": "CUB-200-2011", "cars196": "Cars196", "sop": "Stanford Online Products", "demo": "emoji drawings",
         "demo_holdout": "emoji drawings, held-out classes"}  # fmt: skip
 THUMBNAIL = 128  # pixels of an image on a sheet
@@ -140,7 +139,7 @@ def heading(metrics, folder, name, method, dimensions):
     recall = sorted(metrics["recall_at"].items(), key=lambda pair: int(pair[0]))
     tiles = [(f"Recall@{k}", share) for k, share in (recall[0], recall[-1])[: len(recall)]]
     tiles += [("NMI", metrics["nmi"]), ("F1", metrics["f1"])]
-    title = f"{METHODS.get(method, method)}: {SETS.get(name, name)}"
+    title = f"{METHODS.get(method, method).capitalize()}: {SETS.get(name, name)}"
     size = f"{dimensions} dimensions, " if dimensions else ""
     body = [f"<h1>{escape(title)}</h1>",
             f'<p class="lede">{size}{metrics["n"]:,} test images of {metrics["classes"]:,} classes, none of them seen in training. '
@@ -261,6 +260,7 @@ def training(log):
               f"{loss[-part:].mean():.3g} over the last": plots.draw_loss}  # fmt: skip
     if np.isfinite(log["positive_mean"]).any():
         panels["Distances of positive and of the nearest negative pairs in the batch, by iteration"] = plots.draw_distances
+    if np.isfinite(log["active"]).any():
         panels["Share of positive pairs that the loss still works on, by iteration"] = plots.draw_active
     pictures = "".join(drawing(lambda axis, draw=draw: draw(axis, log), said) for said, draw in panels.items())
     return f'<h2>Training</h2>\n<div class="panels">{pictures}</div>'

@@ -17,6 +17,7 @@ from data_prep.command import run
 import argparse
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,20 @@ from tools.cell import BUSY, DONE, STOPPED, Cell
 from tools.published import own_batch
 
 METHODS = ("lifted", "contrastive", "triplet", "pool5")
+ALIVE = (
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "RESIZING",
+)
+POLL = 2  # seconds between two looks at the cluster
+PATIENCE = 30  # seconds that a job may be gone without a result
 LOG_LINES = 8  # of a failed cell that are shown
 SAY = 60  # seconds between two lines about the cells at work
 
@@ -103,6 +118,10 @@ def on_slurm(cells, folder, options):
     """
     import submitit
 
+    if shutil.which("sbatch") is None:
+        raise ValueError(
+            "sbatch is not there: ENGINE=slurm needs a machine that submits to a Slurm cluster; ENGINE=local runs here"
+        )
     executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=options.pop("requeues"))
     executor.update_parameters(name="sweep", slurm_signal_delay_s=options.pop("signal_seconds"), **options)
     with executor.batch():
@@ -110,21 +129,35 @@ def on_slurm(cells, folder, options):
     first = next(iter(jobs.values())).job_id.split("_")[0]
     print(f"Slurm: job array {first}, {len(cells)} cells; squeue -j {first} shows it, scancel {first} ends it. "
           "Ctrl+C leaves it running.", flush=True)  # fmt: skip
-    ended, states = {}, {}
+    ended, states, gone = {}, {}, {}
     while len(ended) < len(jobs):
-        time.sleep(2)
+        time.sleep(POLL)
+        now = slurm_states(first)
         for cell in cells:
             job = jobs[cell.name]
             if cell.name in ended:
                 continue
-            if job.state != states.get(cell.name):
-                states[cell.name] = job.state
-                print(f"{cell.name}: {job.state.lower()} (job {job.job_id})", flush=True)
-            if job.done():
+            state = now.get(job.job_id, "gone")
+            if state != states.get(cell.name):
+                states[cell.name] = state
+                print(f"{cell.name}: {state.lower()} (job {job.job_id})", flush=True)
+            # A job that was killed leaves no result; one that ended may leave it a moment later, on a shared disk.
+            gone[cell.name] = 0 if state in ALIVE else gone.get(cell.name, 0) + 1
+            if job.paths.result_pickle.exists():
                 failure = job.exception()
-                ended[cell.name] = status = job.result() if failure is None else str(failure).strip().splitlines()[-1]
-                print(f"{cell.name}: {cell.words(status)}; {len(ended)} of {len(jobs)}", flush=True)
+                ended[cell.name] = job.result() if failure is None else str(failure).strip().splitlines()[-1]
+            elif gone[cell.name] * POLL >= PATIENCE:
+                ended[cell.name] = f"ended without a result, {state.lower()}; {job.paths.stderr} may say why"
+            if cell.name in ended:
+                print(f"{cell.name}: {cell.words(ended[cell.name])}; {len(ended)} of {len(jobs)}", flush=True)
     return ended
+
+
+def slurm_states(array):
+    """{job id: state} of a job array, as squeue tells; a job that Slurm has forgotten is not there."""
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={array}", "--format=%i %T"]
+    done = subprocess.run(command, text=True, capture_output=True)
+    return dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
 
 
 def report(cells, ended):

@@ -1,0 +1,174 @@
+"""One's own images, from a folder or a list to the report, as a person calls it; and what is chosen for them."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import ROOT, draw_images
+from PIL import Image
+
+from data_prep.folder import read_images
+from prototxt import own
+from tools.own import choose_batch, choose_iterations, choose_net
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    home = tmp_path / "checkout"
+    home.mkdir()
+    for name in ("Makefile", "requirements.txt", "prototxt", "python_layers", "tools", "data_prep", ".venv", ".caffe"):
+        (home / name).symlink_to(ROOT / name)
+    return home
+
+
+def make(home, *arguments):
+    command = ["make", "-o", "env", "train", *map(str, arguments)]
+    return subprocess.run(command, cwd=home, text=True, capture_output=True, timeout=300)
+
+
+def test_from_a_folder_to_report_and_search(checkout, tmp_path):
+    images = draw_images(tmp_path / "my photos", 8, 6)
+    given = (f"DATA={images}", "NAME=shoes", "ITERS=4", "SIZE=32", "DIM=128")
+    done = make(checkout, *given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The small net of the demo" in done.stdout and "a CPU trains it in minutes" in done.stdout
+    assert "training: 24 images, 128 a batch" in done.stdout
+    home = checkout / "runs/shoes/lifted_128/seed1"
+    page = (home / "report.html").read_text()
+    assert "--name shoes" in page and "lifted structured embedding" in page.lower()
+    metrics = json.loads((home / "metrics.json").read_text())
+    assert metrics["n"] == 24 and metrics["classes"] == 4 and set(metrics["baselines"]) == {"untrained", "raw_pixels"}
+    again = make(checkout, *given)
+    assert again.returncode == 0 and "trained already" in again.stdout and "made from these images" in again.stdout
+
+    # What is printed at the end is the next command, and works.
+    command = re.search(r"^search: (.*)$", done.stdout, re.MULTILINE)[1]
+    found = subprocess.run(["bash", "-c", command], cwd=checkout, text=True, capture_output=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    query = [
+        ".venv/bin/python",
+        "tools/search.py",
+        "query",
+        str(images / "class003/2.png"),
+        "--model",
+        "runs/shoes/lifted_128/seed1",
+    ]
+    found = subprocess.run(query, cwd=checkout, text=True, capture_output=True, timeout=120)
+    assert found.returncode == 0 and "class003/2.png" in found.stdout, found.stderr
+
+
+@pytest.mark.parametrize("method", ["contrastive", "triplet"])
+def test_from_a_list_with_another_loss(checkout, tmp_path, method):
+    draw_images(tmp_path / "stock", 6, 4)
+    with open(tmp_path / "stock/list.csv", "w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["class", "note", "path"])
+        for path in sorted((tmp_path / "stock").rglob("*.png")):
+            inside = path.relative_to(tmp_path / "stock")
+            rows.writerow([f"kind, {inside.parent.name}", "", inside if path.stem == "0" else path])  # some absolute
+    done = make(checkout, f"DATA={tmp_path}/stock/list.csv", "NAME=kinds", "ITERS=2", f"METHOD={method}", "SIZE=32", "MIRRORED=no")
+    assert done.returncode == 0, done.stdout + done.stderr
+    batch = re.search(r"12 images, (\d+) a batch \(\d+ batches\), 2 iterations", done.stdout)[1]
+    home = checkout / f"runs/kinds/{method}_64{'' if batch in ('128', '120') else f'_m{batch}'}"
+    assert '"mirror": false' in (home / "net/train_val.prototxt").read_text()
+    assert (home / "seed1/report.html").exists()
+    with open(checkout / "data/kinds/train.csv", newline="") as stream:
+        assert all(row["class"].startswith("kind, class") for row in csv.DictReader(stream))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["DATA=x"], "make train needs DATA=<folder"),
+        (["DATA=nowhere", "NAME=x"], "nowhere: no such folder; expected one that holds a folder of images for each class"),
+        (["DATA={images}", "NAME=cub"], "'cub' must be letters, digits"),
+        (["DATA={images}", "NAME=../x"], "'../x' must be letters, digits"),
+        (["DATA={images}", "NAME=x", "SIZE=12"], "--size 12: GoogLeNet takes images of 256, the small net of 19 pixels at least"),
+        (["DATA={images}", "NAME=x", "NET=googlenet", "SIZE=64"], "--size 64: GoogLeNet takes images of 256"),
+        (["DATA={images}", "NAME=x", "WEIGHTS=nowhere.caffemodel"], "nowhere.caffemodel: no such file (WEIGHTS)"),
+        (["DATA={images}", "NAME=x", "NET=large"], "invalid choice: 'large'"),
+        (["DATA={images}", "NAME=x", "TEST=2"], "--test must lie between 0 and 1"),
+    ],
+)
+def test_wrong_calls(checkout, tmp_path, given, message):
+    images = draw_images(tmp_path / "images", 4, 3)
+    done = make(checkout, *(text.format(images=images) for text in given))
+    assert done.returncode != 0 and message in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert not (checkout / "runs").exists()
+
+
+def test_too_few_classes(checkout, tmp_path):
+    done = make(checkout, f"DATA={draw_images(tmp_path / 'images', 2, 9)}", "NAME=x")
+    assert done.returncode != 0 and "has 2 classes; three are needed at least" in done.stderr
+
+
+def test_choices():
+    assert choose_net(None, None)[0] == own.SMALL and choose_net(None, "file")[0] == own.GOOGLENET
+    assert "random weights" in choose_net(own.GOOGLENET, None)[1]
+    with pytest.raises(ValueError, match="these weights are for GoogLeNet"):
+        choose_net(own.SMALL, "file")
+    assert choose_iterations(7580, 128, own.SMALL) == 3000  # the demo's
+    assert choose_iterations(100, 128, own.SMALL) == 500 and choose_iterations(10**6, 128, own.SMALL) == 6000
+    labels = np.repeat(np.arange(50), 5)
+    assert choose_batch(labels, "pairs")[0] == 128 and choose_batch(labels, "triplets")[0] == 120
+    assert choose_batch([0, 0, 1, 1], "pairs")[0] == 16  # 6 positive pairs with self-pairs, 8 negative ones
+    assert choose_batch([0, 0, 1, 1], "triplets")[0] == 6  # 2 triplets
+    with pytest.raises(ValueError, match="training images: triplets need two images of one class"):
+        choose_batch([0, 1], "triplets")
+
+
+@pytest.mark.parametrize("kind, size", [(own.SMALL, 64), (own.SMALL, 96), (own.GOOGLENET, 256)])
+def test_the_nets_load(caffe, tmp_path, kind, size):
+    files = own.files("x", kind, "lifted", 32, size, True, "pairs.npz", 700, tmp_path)
+    (tmp_path / "deploy.prototxt").write_text(files["deploy.prototxt"])
+    net = caffe.Net(str(tmp_path / "deploy.prototxt"), caffe.TEST)
+    assert net.blobs["data"].data.shape[2:] == {64: (56, 56), 96: (84, 84), 256: (227, 227)}[size]
+    assert net.blobs["fc_embedding"].data.shape == (1, 32)
+    assert "max_iter: 700\n" in files["solver.prototxt"] and "stepsize: 560\n" in files["solver.prototxt"]
+
+
+# --- lists of images ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(tmp_path):
+    def write(text):
+        for name in ("a.png", "b b.png", "-c\n.png"):
+            Image.new("RGB", (4, 4)).save(tmp_path / name)
+        (tmp_path / "list.csv").write_bytes(text)
+        return tmp_path / "list.csv"
+
+    return write
+
+
+def test_a_list(listed, tmp_path):
+    os.link(listed(b""), tmp_path / "x")
+    found = read_images(listed('\ufeffpath,class\n"b b.png",ü\n"-c\n.png",x\na.png,ü\n'.encode()))
+    assert found.images == {"ü": ["b b.png", "a.png"], "x": ["-c\n.png"]} and found.root == tmp_path
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (b"", "expected a CSV file whose first line names the columns path and class, found nothing"),
+        (b"file,label\na.png,x\n", "found file, label"),
+        (b"path,class\n", "lists no image"),
+        (b"path,class\na.png,x\na.png,y\n", "a.png is listed twice, in lines 2 and 3"),
+        (
+            b"path,class\na.png,x\nb.png,y\nc.png,y\n",
+            "2 of 3 images are not there, the first: b.png \\(line 3\\); paths are taken from",
+        ),
+        (b"path,class\na.png\n", "line 2 has no path or no class"),
+        (b"path,class\n,x\n", "line 2 has no path or no class"),
+        (b'path,class\n"a.png,x\n', "is no CSV file of images"),
+        (b"path,class\na\x00.png,x\n", "list.csv: "),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "list.csv: "),
+    ],
+)
+def test_wrong_lists(listed, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_images(listed(text))

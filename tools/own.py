@@ -1,0 +1,180 @@
+"""A searchable embedding of one's own images: from a folder, or a list, to a trained net and its report.
+
+    python tools/own.py --images ~/photos --name shoes          # ~/photos/<class>/<anything>.jpg
+    python tools/own.py --images ~/photos/list.csv --name shoes # columns path and class
+
+or `make train DATA=~/photos NAME=shoes`. What is not asked for is chosen by the data and said: the net, the size of the
+images, the images a batch, the iterations. Classes are split, so that what the report measures was never seen in
+training. Every step is one of the project's own commands; called again, what is done is not done again.
+"""
+
+from data_prep.command import run
+
+# isort: split
+
+import argparse
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from data_prep.batch_plan import MAX_POSITIVE_PAIRS, OWN_BATCH, ensure_plan, labels_of, make_plan, make_triplet_plan, plan_file
+from data_prep.build_set import build
+from data_prep.files import locked, user_path, written_aside
+from data_prep.folder import read_images
+from data_prep.imagenet import check_file
+from prototxt import own
+
+TAKEN = ("cub", "cars196", "sop", "demo", "demo_holdout", "downloads", "figures")  # names of data/ and runs/
+# Passes over the training images, the demo's and about the paper's on Online Products; and what they are kept between.
+PASSES = {own.SMALL: 50, own.GOOGLENET: 40}
+ITERATIONS = {own.SMALL: (500, 6000), own.GOOGLENET: (1000, 20000)}
+SIZE = {own.SMALL: 64, own.GOOGLENET: 256}  # pixels of the stored images
+TEST = 0.2  # share of the classes that the report is about; half of them where there are fewer than
+FEW = 20
+SMALLER = {"pairs": (128, 64, 32, 16, 8, 4), "triplets": (120, 60, 30, 15, 6, 3)}  # images a batch, the first that can be filled
+
+
+def choose_net(asked, weights):
+    """The kind of net, and a sentence that says why."""
+    kind = asked or (own.GOOGLENET if weights else own.SMALL)
+    if kind == own.SMALL and weights:
+        raise ValueError(f"{weights}: these weights are for GoogLeNet (NET=googlenet); the small net starts at random")
+    if kind == own.SMALL:
+        return kind, ("The small net of the demo, three convolutions from random weights: a CPU trains it in minutes. With "
+                      "WEIGHTS=<bvlc_googlenet.caffemodel> GoogLeNet is trained from it, which wants a GPU or days.")  # fmt: skip
+    if not weights:
+        return (
+            kind,
+            "GoogLeNet from random weights: it learns little from a few thousand images; WEIGHTS=<file> starts it from others.",
+        )
+    return kind, f"GoogLeNet, from {weights}."
+
+
+def choose_batch(labels, kind):
+    """Images a batch, and how many batches the plan then has: the method's own, or the largest that can be filled."""
+    make = {"pairs": make_plan, "triplets": make_triplet_plan}[kind]
+    problem = None
+    for batch in SMALLER[kind]:
+        try:
+            batches, facts = make(labels, batch)
+        except ValueError as error:
+            problem = problem or error
+            continue
+        if facts["positive_pairs"] >= batch // 3 or kind == "pairs":  # a batch of triplets is filled by repeating some
+            return batch, len(batches)
+    raise ValueError(f"training images: {problem}")
+
+
+def choose_iterations(images, batch, kind):
+    """Iterations for so many training images: a number of passes over them, in whole hundreds, within bounds."""
+    least, most = ITERATIONS[kind]
+    return min(most, max(least, round(PASSES[kind] * images / batch, -2)))
+
+
+def step(script, *arguments, threads=None):
+    """Run one of the project's commands; leave with its status when it fails. Ctrl+C is the command's to answer."""
+    command = [sys.executable, script, *map(str, arguments)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads)} if threads else None
+    process = subprocess.Popen(command, env=environment)
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # a terminal sends it to the command as well
+    signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    status = process.wait()
+    if status:
+        sys.exit(status if status > 0 else 128 - status)
+
+
+def write_nets(folder, files):
+    """Write the nets and the solver where they are not there yet or differ."""
+    for name, text in files.items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            with written_aside(path) as aside:
+                aside.write_text(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=user_path, required=True, help="folder with a folder for each class, or list.csv (DATA)")
+    parser.add_argument("--name", required=True, help="of the set: data/<name>, runs/<name> (NAME)")
+    parser.add_argument("--method", choices=("lifted", "contrastive", "triplet"), default="lifted", help="the loss (METHOD)")
+    parser.add_argument("--dim", type=int, default=64, help="size of the embedding (default 64; DIM)")
+    parser.add_argument("--seed", type=int, default=1, help="of the split and the training (default 1; SEED)")
+    parser.add_argument("--net", choices=(own.SMALL, own.GOOGLENET), help="default: googlenet with --weights, else small (NET)")
+    parser.add_argument("--weights", type=user_path, help=".caffemodel to start GoogLeNet from (WEIGHTS)")
+    parser.add_argument("--size", type=int, help="pixels a side of the stored images (default 64, GoogLeNet 256; SIZE)")
+    parser.add_argument("--iterations", type=int, help="default by the number of training images (ITERS)")
+    parser.add_argument(
+        "--test", type=float, help=f"share of classes kept for the report (default {TEST}, of few classes half; TEST)"
+    )
+    parser.add_argument("--no-mirror", action="store_true", help="do not mirror images in training (MIRRORED=no)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="pass over files that cannot be decoded (UNREADABLE=skip)")
+    parser.add_argument("--run", help="name of the run's folder (default seed<seed>; RUN)")
+    arguments = parser.parse_args()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arguments.name) or arguments.name in TAKEN:
+        parser.error(f"--name: {arguments.name!r} must be letters, digits, - and _, and none of {', '.join(TAKEN)} (NAME=shoes)")
+    if arguments.dim < 1 or arguments.seed < 0 or (arguments.iterations or 1) < 1:
+        parser.error("--dim and --iterations must be positive, --seed must not be negative")
+    if arguments.test is not None and not 0 < arguments.test < 1:
+        parser.error(f"--test must lie between 0 and 1, not {arguments.test}")
+    if arguments.weights:
+        check_file(arguments.weights)
+    kind, why = choose_net(arguments.net, arguments.weights)
+    size = arguments.size or SIZE[kind]
+    if (kind == own.GOOGLENET and size != SIZE[kind]) or own.crop_of(kind, size) < own.smallest_crop():
+        parser.error(f"--size {size}: GoogLeNet takes images of 256, the small net of 19 pixels at least")
+    print(f"net: {why}", flush=True)
+
+    # 1. The set, its plan and the nets.
+    data_set = Path("data", arguments.name)
+    plans = "triplets" if arguments.method == "triplet" else "pairs"
+    with locked(data_set, "making a set"):
+        classes = len(read_images(arguments.images).images)
+        test = arguments.test or (TEST if classes >= FEW else 0.5)
+        if classes < 3:
+            raise ValueError(f"{arguments.images}: has {classes} classes; three are needed at least, two to train and one to test")
+        build(arguments.images, data_set, size, {}, test, 0.0, arguments.seed, None, MAX_POSITIVE_PAIRS, arguments.skip_unreadable,
+              mean="imagenet" if kind == own.GOOGLENET and arguments.weights else "own")  # fmt: skip
+    labels = labels_of(data_set / "train.csv")
+    batch, batches = choose_batch(labels, plans)
+    ensure_plan(data_set, plans, batch)
+    iterations = arguments.iterations or choose_iterations(len(labels), batch, kind)
+    print(f"training: {len(labels):,} images, {batch} a batch ({batches:,} batches), {iterations:,} iterations", flush=True)
+    suffix = "" if batch == OWN_BATCH[plans] else f"_m{batch}"
+    home = Path("runs", arguments.name, f"{arguments.method}_{arguments.dim}{suffix}")
+    folder, nets = home / (arguments.run or f"seed{arguments.seed}"), home / "net"
+    write_nets(nets, own.files(arguments.name, kind, arguments.method, arguments.dim, size, not arguments.no_mirror,
+                               plan_file(batch, plans), iterations, nets))  # fmt: skip
+
+    # 2. Training, features, scores.
+    given = ["--set", data_set]
+    threads = 1 if kind == own.SMALL else None  # its matrices are small: two threads take longer than one
+    start = ["--weights", arguments.weights] if arguments.weights else []
+    step("tools/train.py", "--solver", nets / "solver.prototxt", *given, "--run", folder, "--seed", arguments.seed,
+         "--batch", batch, *start, threads=threads)  # fmt: skip
+    deploy, metrics, features = nets / "deploy.prototxt", folder / "metrics.json", folder / "features.npz"
+    untrained = folder / "features_untrained.npz"
+    for weights, out in (("model", features), ("snapshot_iter_0", untrained)):
+        step("tools/extract.py", *given, "--net", deploy, "--weights", folder / f"{weights}.caffemodel", "--out", out)
+    baselines = ["--baseline", f"untrained={untrained}"]
+    if size % 16 == 0:
+        pixels = Path("runs", arguments.name, "raw_pixels.npz")
+        step("tools/extract.py", *given, "--pixels", 16, "--out", pixels)
+        baselines += ["--baseline", f"raw_pixels={pixels}"]
+    step("tools/evaluate.py", "--features", features, "--out", metrics, *baselines)
+
+    # 3. What people look at, and what they take away.
+    step("tools/compare.py", "--metrics", metrics, "--out", folder / "report.md")
+    again = shlex.join(["python", "tools/own.py", *sys.argv[1:]])
+    step("tools/report.py", *given, "--run", folder, "--out", folder / "report.html", "--again", again)
+    step("tools/model_folder.py", *given, "--run", folder, "--net", deploy)
+    images = arguments.images if arguments.images.is_dir() else arguments.images.parent  # of a list: its folder
+    print(f"report: {folder}/report.html\n"
+          f"search: .venv/bin/python tools/search.py index {shlex.quote(str(images))} --model {folder}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run("own", main)
