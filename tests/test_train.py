@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,10 @@ import pytest
 from caffe_pb2 import NetParameter, SolverState
 from conftest import ROOT, build_set, draw_images, start, stock_caffe, tool, write_solver
 
+from data_prep.batch_plan import ensure_plan
 from pair_batch import ImageDatabase, read_mean
+from prototxt.layers import contrastive_loss
+from prototxt.text import render
 from tools.caffe_files import read_binary
 from tools.features import load_features
 
@@ -155,19 +160,37 @@ def test_stock_caffe_trains_and_resumes_the_same_files(tmp_path, small_set):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_stock_caffe_trains_and_resumes_the_committed_demo_solver(tmp_path):
+@pytest.mark.parametrize("method", ["lifted", "contrastive", "triplet"])
+def test_stock_caffe_trains_and_resumes_the_committed_demo_solver(tmp_path, method):
     """In a checkout with other images at data/demo, as on a fresh clone once the data is there; the length alone is cut."""
     build_set(draw_images(tmp_path / "images", 8, 8, side=64), tmp_path / "data" / "demo", size=64, batch=32)
     (tmp_path / "prototxt").symlink_to(ROOT / "prototxt")
-    (tmp_path / "runs" / "demo" / "lifted_64" / "caffe").mkdir(parents=True)
-    solver = (ROOT / "prototxt" / "demo" / "lifted_64" / "solver.prototxt").read_text()
-    for length, more in ((2, ()), (4, ("-snapshot", "runs/demo/lifted_64/caffe/snapshot_iter_2.solverstate"))):
+    ensure_plan(tmp_path / "data" / "demo", "triplets")
+    (tmp_path / "runs" / "demo" / f"{method}_64" / "caffe").mkdir(parents=True)
+    solver = (ROOT / "prototxt" / "demo" / f"{method}_64" / "solver.prototxt").read_text()
+    for length, more in ((2, ()), (4, ("-snapshot", f"runs/demo/{method}_64/caffe/snapshot_iter_2.solverstate"))):
         assert solver.count("max_iter: 3000") == 1
         (tmp_path / "solver.prototxt").write_text(solver.replace("max_iter: 3000", f"max_iter: {length}"))
         done = stock_caffe("train", "-solver", "solver.prototxt", *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
-    saved = weights(tmp_path / "runs" / "demo" / "lifted_64" / "caffe" / "snapshot_iter_4.caffemodel")
+    saved = weights(tmp_path / "runs" / "demo" / f"{method}_64" / "caffe" / "snapshot_iter_4.caffemodel")
     assert saved["pair_batch"][0] == 4 and saved["fc_embedding"][0].size == 64 * 6272
+
+
+def test_a_loss_of_caffe_s_own_that_is_not_finite_stops_before_its_update(tmp_path, small_set):
+    """Caffe's ContrastiveLoss gives NaN without a word; ours of the lifted loss would have refused."""
+    solver = write_solver(tmp_path, small_set, base_lr=1e15, snapshot=2)
+    net = tmp_path / "net.prototxt"
+    text = net.read_text()
+    net.write_text(text[: text.index('layer { name: "loss"')] + render({"layer": contrastive_loss()}))
+    done = train(solver, tmp_path / "run")
+    found = re.search(r"training stopped at iteration (\d+), before its update: the loss is (nan|inf)", done.stderr)
+    assert done.returncode == 1 and found, done.stderr
+    with open(tmp_path / "run" / "log.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == int(found[1]) and all(math.isfinite(float(row["loss"])) and row["active"] == "" for row in rows)
+    for path in (tmp_path / "run").glob("*.caffemodel"):
+        assert all(np.isfinite(blob).all() for blobs in weights(path).values() for blob in blobs)
 
 
 def test_the_share_of_active_pairs_knows_the_margin(tmp_path, small_set):

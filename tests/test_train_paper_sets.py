@@ -215,14 +215,18 @@ def test_the_paired_layout_under_the_stock_binary(caffe, checkout, weights, tmp_
         np.testing.assert_array_equal(nets[0].blobs["label"].data, nets[1].blobs["label"].data)
         np.testing.assert_array_equal(nets[0].blobs["data"].data, nets[1].blobs["data"].data)
 
-    (tmp_path / "train_val.prototxt").write_text(small)
-    solver = (folder / "solver_paired.prototxt").read_text()
-    solver = re.sub(r'net: ".*"', f'net: "{tmp_path}/train_val.prototxt"', solver).replace("max_iter: 20000", "max_iter: 2")
-    (tmp_path / "solver.prototxt").write_text(solver)
-    done = stock_caffe("train", "-solver", tmp_path / "solver.prototxt", "-weights", weights, cwd=checkout)
-    assert done.returncode == 0, done.stderr[-2000:]
-    state = read_binary(checkout / "runs/cub/lifted_64/caffe/snapshot_paired_iter_2.solverstate", SolverState())
-    assert state.iter == 2
+    for method in ("lifted", "contrastive"):
+        folder = checkout / f"prototxt/cub/{method}_64"
+        paired = (folder / "train_val_paired.prototxt").read_text()
+        small = paired.replace("train_paired.lmdb", "train_paired_m8.lmdb").replace("batch_size: 128", "batch_size: 8")
+        (tmp_path / "train_val.prototxt").write_text(small)
+        solver = (folder / "solver_paired.prototxt").read_text()
+        solver = re.sub(r'net: ".*"', f'net: "{tmp_path}/train_val.prototxt"', solver).replace("max_iter: 20000", "max_iter: 2")
+        (tmp_path / "solver.prototxt").write_text(solver)
+        done = stock_caffe("train", "-solver", tmp_path / "solver.prototxt", "-weights", weights, cwd=checkout)
+        assert done.returncode == 0, done.stderr[-2000:]
+        state = read_binary(checkout / f"runs/cub/{method}_64/caffe/snapshot_paired_iter_2.solverstate", SolverState())
+        assert state.iter == 2
 
 
 def test_the_stock_binary_trains_a_run_s_files_and_make_takes_it_up(checkout, weights, tmp_path):

@@ -47,6 +47,7 @@ from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
 from tools.caffe_files import check_weights, read_binary, read_text
 from tools.versions import versions
+from tools.watch import Watch
 
 DATA_FILES = ("lmdb", "plan", "mean_file")  # what PairBatchData's param_str names
 WATCHED = ("fc_embedding", "label", "loss")  # blobs that a net must have to be shown while it trains
@@ -227,9 +228,9 @@ def margin_of(net):
     return None
 
 
-def train(run, solver_message, margin, seed, weights):
+def train(run, solver_message, net_message, seed, weights):
     """Train to the end or to a signal; returns the signal's number, or 0."""
-    received = []
+    received, margin = [], margin_of(net_message)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: received.append(number))
 
@@ -254,12 +255,7 @@ def train(run, solver_message, margin, seed, weights):
         print(f"going on from iteration {solver.iter}")
 
     net = solver.net
-
-    def refuse_non_finite():
-        if not np.isfinite(net.blobs["loss"].data):
-            raise ValueError(f"the loss is {float(net.blobs['loss'].data)}")
-
-    solver.add_callback(lambda: None, refuse_non_finite)  # the second is called before the update
+    watch = Watch(solver, net_message, run)
     batch = net.blobs["label"].count
     losses, since = [], time.perf_counter()  # of the iterations since the last display
     first, began = solver.iter, since
@@ -269,8 +265,8 @@ def train(run, solver_message, margin, seed, weights):
         try:
             solver.step(1)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"training stopped at iteration {solver.iter}, before its update: {error}\n"
-                             "The last snapshot is kept. A smaller base_lr usually helps.") from None  # fmt: skip
+            bar.close()
+            raise watch.stopped(error) from None
         bar.update()
         losses.append(float(net.blobs["loss"].data))
         row = {"iteration": solver.iter, "loss": losses[-1]}
@@ -281,6 +277,8 @@ def train(run, solver_message, margin, seed, weights):
             rate = len(losses) * batch / (time.perf_counter() - since)
             bar.set_postfix_str(_postfix(np.mean(losses), rate, statistics))
             row |= {**statistics, "images_per_second": round(rate, 1)}
+            for warning in watch.look(np.mean(losses), working.max_iter):
+                bar.write(warning)
             losses, since = [], time.perf_counter()
         log.write(row)
         if solver.iter == first + TIMED and solver.iter < working.max_iter:
@@ -353,7 +351,7 @@ def main():
         if (run / "model.caffemodel").exists():
             print(f"{run}: trained already ({solver.max_iter} iterations)")
             return 0
-        stopped_by = train(run, solver, margin_of(net), arguments.seed, arguments.weights)
+        stopped_by = train(run, solver, net, arguments.seed, arguments.weights)
         return 128 + stopped_by if stopped_by else 0
 
 
