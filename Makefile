@@ -43,7 +43,7 @@ LOSSES := lifted contrastive triplet
 .PHONY: train help env check test test-slurm lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-14s %s\n' "$$verb" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-17s %s\n' "$$verb" "$$text"; done
 
 env: ## build Caffe into .caffe/ and the Python environment into .venv/
 	@tools/env.sh $(if $(MIRROR),--mirror $(MIRROR)) $(if $(filter-out env,$(MAKECMDGOALS)),--quiet)
@@ -164,7 +164,7 @@ $(PAPER:%=train-%): train-%: weights data-%
 	@$(PYTHON) tools/figures.py --set data/$* --features $(HOME_OF_RUN)/features.npz --out $(HOME_OF_RUN)/retrieval.png
 	@$(PYTHON) tools/compare.py --metrics $(HOME_OF_RUN)/metrics*.json --published $* --out $(HOME_OF_RUN)/report.md
 	@$(if $(filter pool5,$(METHOD)),,$(PYTHON) tools/model_folder.py --run $(HOME_OF_RUN) --set data/$* --net $(PAPER_NET)/deploy.prototxt)
-	@echo "report: $(HOME_OF_RUN)/report.md (make report-$* makes a page of it)    picture: $(HOME_OF_RUN)/retrieval.png    training: $(HOME_OF_RUN)/log.csv"
+	@echo "report: $(HOME_OF_RUN)/report.md (make report-$* makes a page of it)    picture: $(HOME_OF_RUN)/retrieval.png$(if $(filter pool5,$(METHOD)),,    training: $(HOME_OF_RUN)/log.csv)"
 
 # A cell of a sweep, and what train-<set> does: from the set to the scores.
 .PHONY: $(PAPER:%=cell-%)

@@ -3,8 +3,13 @@
 Import it before anything else: a Ctrl+C during the imports of large libraries then ends in one line too.
 """
 
+import errno
 import os
 import sys
+
+from data_prep.files import DiskFull
+
+DISK_FULL = 74  # exit status, EX_IOERR of sysexits.h
 
 
 def _interrupted(kind, value, traceback):
@@ -22,8 +27,11 @@ for stream in (sys.stdout, sys.stderr):
 
 
 def run(name, main):
-    """Call `main` and leave with its status, or with 1 and a message for an expected error."""
+    """Call `main` and leave with its status; with a message and 1 for an expected error, DISK_FULL where there is no room."""
     try:
         sys.exit(main())
-    except (ValueError, OSError, ImportError) as error:
+    except OSError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(DISK_FULL if isinstance(error, DiskFull) or error.errno in (errno.ENOSPC, errno.EDQUOT) else 1)
+    except (ValueError, ImportError) as error:
         sys.exit(f"{name}: {error}")

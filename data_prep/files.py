@@ -98,8 +98,12 @@ def read_record(path):
         return {}
 
 
+class DiskFull(OSError):
+    """There is too little room on a disk; the message says how much is needed and what needs less."""
+
+
 def require_space(folder, needed, advice):
-    """Raise OSError when the disk of `folder` has less than `needed` bytes free; `advice` says what needs less."""
+    """Raise DiskFull when the disk of `folder` has less than `needed` bytes free; `advice` says what needs less."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"{folder}: {needed:,} bytes are needed and {free:,} are free on this disk. {advice}")
+        raise DiskFull(f"{folder}: {needed:,} bytes are needed and {free:,} are free on this disk. {advice}")

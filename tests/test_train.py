@@ -362,8 +362,34 @@ def test_which_snapshots_stay(caffe, small_set, tmp_path, monkeypatch):
         snapshots.save()
         assert kept("solverstate")[-1] == solver.iter
     assert kept("solverstate") == kept("caffemodel") == [0, 4, 8, 10, 11]
-    monkeypatch.setattr(module, "SAVE_MINUTES", 0)
+    snapshots = module.Snapshots(tmp_path / "run", solver, interval=4, minutes=0, keep=1)
     assert snapshots.due()
+    snapshots.save()
+    assert kept("solverstate") == kept("caffemodel") == [0, 4, 8, 11]
+
+
+def test_a_full_disk_keeps_what_is_there_and_has_a_status_of_its_own(tmp_path, small_set):
+    """Caffe itself would abort the process. The disk is a small one in memory; its mount is gone with the process."""
+    solver = write_solver(tmp_path, small_set, iterations=40, snapshot=1)
+    (tmp_path / "disk").mkdir()
+    script = f"""
+mount -t tmpfs -o size=1500k tmpfs {tmp_path}/disk || exit 99
+{sys.executable} tools/train.py --solver {solver} --run {tmp_path}/disk/run; echo "status $?"
+ls {tmp_path}/disk/run
+mount -o remount,size=50m {tmp_path}/disk
+{sys.executable} tools/train.py --solver {solver} --run {tmp_path}/disk/run; echo "status $?"
+cp {tmp_path}/disk/run/model.caffemodel {tmp_path}/full.caffemodel
+"""
+    done = subprocess.run(["unshare", "--mount", "bash", "-c", script], cwd=ROOT, text=True, capture_output=True, timeout=120)
+    if done.returncode and ("status" not in done.stdout):
+        pytest.skip(f"no disk in memory can be mounted here: {done.stderr.strip()}")
+    first, second = re.findall(r"status (\d+)", done.stdout)
+    assert (first, second) == ("74", "0"), done.stdout + done.stderr
+    assert re.search(r"train: .*/disk/run: [\d,]+ bytes are needed and [\d,]+ are free on this disk. The snapshots before are kept",
+                     done.stderr)  # fmt: skip
+    assert "snapshot_iter_0.solverstate" in done.stdout and "going on from iteration" in done.stdout
+    assert train(solver, tmp_path / "run").returncode == 0
+    assert_equal_weights(tmp_path / "full.caffemodel", tmp_path / "run/model.caffemodel")
 
 
 def test_weights_that_are_not_finite_are_never_saved(caffe, small_set, tmp_path):

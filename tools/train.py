@@ -5,7 +5,8 @@
                           --weights data/bvlc_googlenet.caffemodel
 
 Called again, it goes on from the newest snapshot; when training is done it does nothing. Ctrl+C and SIGTERM end the
-current iteration, save a snapshot, and exit with status 130 or 143. The run folder afterwards:
+current iteration, save a snapshot, and exit with status 130 or 143; with 74 when the disk is full, the snapshots before
+being kept, and with 1 on any other error. The run folder afterwards:
 
     solver.prototxt, train_val.prototxt   exactly what ran; stock `caffe train` takes them too
     run.json                              arguments, versions, BLAS
@@ -40,7 +41,7 @@ from google.protobuf import text_format
 from tqdm import tqdm
 
 from data_prep.batch_plan import kind_of, plan_file
-from data_prep.files import locked, read_record, sha256, user_path, written_aside
+from data_prep.files import locked, read_record, require_space, sha256, user_path, written_aside
 from data_prep.imagenet import known_weights
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
@@ -53,6 +54,7 @@ DATA_FILES = ("lmdb", "plan", "mean_file")  # what PairBatchData's param_str nam
 WATCHED = ("fc_embedding", "label", "loss")  # blobs that a net must have to be shown while it trains
 MAKERS = {"demo_holdout": "make data-demo HOLDOUT=1", **{name: f"make data-{name}" for name in ("demo", "cub", "cars196", "sop")}}
 SAVE_MINUTES = 30  # what a crash may cost, where the solver's own interval is days
+KEEP = 2  # of the snapshots that were saved because time went by
 TIMED = 20  # iterations after which the duration is told
 STATISTICS = ("positive_min", "positive_mean", "positive_max", "negative_min", "active")
 
@@ -134,17 +136,17 @@ def prepare(run, solver, net, settings):
 class Snapshots:
     """Snapshots of a solver that are complete or absent: written aside, renamed, the state last.
 
-    Those of every `interval` iterations stay; of others, saved because time went by, the last two.
+    Those of every `interval` iterations stay; of others, saved when `minutes` went by, the last `keep`.
     """
 
-    def __init__(self, run, solver, interval):
-        self.run, self.solver, self.interval = run, solver, interval
+    def __init__(self, run, solver, interval, minutes=SAVE_MINUTES, keep=KEEP):
+        self.run, self.solver, self.interval, self.minutes, self.keep = run, solver, interval, minutes, keep
         self.folder = run / ".writing"
         self.saved_at = time.monotonic()
 
     def due(self):
-        """Whether it is time to save: at the solver's interval, or when a crash would cost more than SAVE_MINUTES."""
-        return self._stays(self.solver.iter) or time.monotonic() - self.saved_at > 60 * SAVE_MINUTES
+        """Whether it is time to save: at the solver's interval, or when a crash would cost more than `minutes`."""
+        return self._stays(self.solver.iter) or time.monotonic() - self.saved_at > 60 * self.minutes
 
     def _stays(self, iteration):
         return iteration == 0 or (self.interval > 0 and iteration % self.interval == 0)
@@ -154,11 +156,17 @@ class Snapshots:
         return sorted(self.run.glob("snapshot_iter_*.solverstate"), key=_iteration, reverse=True)
 
     def save(self):
-        """Save at the current iteration; raises ValueError instead when a weight is not finite."""
+        """Save at the current iteration; ValueError instead when a weight is not finite, DiskFull when there is no room.
+
+        Caffe would abort the process on a full disk, so the room is looked at first: for the weights, the solver's state,
+        which is as large, and what is written aside.
+        """
         for name, blobs in self.solver.net.params.items():
             if not all(np.isfinite(blob.data).all() for blob in blobs):
                 raise ValueError(f"weights of layer {name!r} are not finite at iteration {self.solver.iter}; no snapshot is made")
         shutil.rmtree(self.folder, ignore_errors=True)
+        size = sum(blob.data.nbytes for blobs in self.solver.net.params.values() for blob in blobs)
+        require_space(self.run, 3 * size + (1 << 20), "The snapshots before are kept; make room, and the same command goes on.")
         self.folder.mkdir()
         self.solver.snapshot()
         name = f"snapshot_iter_{self.solver.iter}"
@@ -170,7 +178,7 @@ class Snapshots:
         with written_aside(state) as aside:
             aside.write_bytes(message.SerializeToString())
         shutil.rmtree(self.folder)
-        for passing in [state for state in self.states() if not self._stays(_iteration(state))][2:]:
+        for passing in [state for state in self.states() if not self._stays(_iteration(state))][self.keep :]:
             passing.unlink()  # the state first: without it the weights are no snapshot
             passing.with_suffix(".caffemodel").unlink(missing_ok=True)
         self.saved_at = time.monotonic()
@@ -228,7 +236,7 @@ def margin_of(net):
     return None
 
 
-def train(run, solver_message, net_message, seed, weights):
+def train(run, solver_message, net_message, seed, weights, minutes, keep):
     """Train to the end or to a signal; returns the signal's number, or 0."""
     received, margin = [], margin_of(net_message)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -244,7 +252,7 @@ def train(run, solver_message, net_message, seed, weights):
         aside.write_text(text_format.MessageToString(working))
     caffe.set_mode_cpu()
     solver = caffe.get_solver(str(run / ".solver.prototxt"))
-    snapshots = Snapshots(run, solver, solver_message.snapshot)
+    snapshots = Snapshots(run, solver, solver_message.snapshot, minutes, keep)
     snapshots.restore()
     if solver.iter == 0:
         if weights:
@@ -339,7 +347,13 @@ def main():
     parser.add_argument("--iterations", type=int, help="instead of the solver's max_iter")
     parser.add_argument("--weights", type=user_path, help=".caffemodel to start from; all layers but fc_embedding must be in it")
     parser.add_argument("--batch", type=int, help="images a batch, where the set has a plan for it (default the net's plan)")
+    parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES,
+                        help=f"save a snapshot when so much time went by without one (default {SAVE_MINUTES})")  # fmt: skip
+    parser.add_argument("--keep", type=int, default=KEEP,
+                        help=f"of those are kept; of the solver's own interval all are (default {KEEP})")  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.save_minutes < 0 or arguments.keep < 1:
+        parser.error("--save-minutes must not be negative, --keep must be positive")
     if arguments.seed < 0 or (arguments.iterations is not None and arguments.iterations < 1):
         parser.error("--seed must not be negative, --iterations must be positive")
     run = arguments.run
@@ -351,7 +365,7 @@ def main():
         if (run / "model.caffemodel").exists():
             print(f"{run}: trained already ({solver.max_iter} iterations)")
             return 0
-        stopped_by = train(run, solver, net, arguments.seed, arguments.weights)
+        stopped_by = train(run, solver, net, arguments.seed, arguments.weights, arguments.save_minutes, arguments.keep)
         return 128 + stopped_by if stopped_by else 0
 
 
