@@ -8,7 +8,9 @@ import subprocess
 
 import numpy as np
 import pytest
+from caffe_pb2 import NetParameter, SolverParameter
 from conftest import ROOT, draw_images
+from google.protobuf import text_format
 from PIL import Image
 
 from data_prep.folder import read_images
@@ -111,7 +113,7 @@ def test_choices():
     assert "random weights" in choose_net(own.GOOGLENET, None)[1]
     with pytest.raises(ValueError, match="these weights are for GoogLeNet"):
         choose_net(own.SMALL, "file")
-    assert choose_iterations(7580, 128, own.SMALL) == 3000  # the demo's
+    assert repr(choose_iterations(7580, 128, own.SMALL)) == "3000"  # the demo's; Caffe takes no 3000.0
     assert choose_iterations(100, 128, own.SMALL) == 500 and choose_iterations(10**6, 128, own.SMALL) == 6000
     labels = np.repeat(np.arange(50), 5)
     assert choose_batch(labels, "pairs")[0] == 128 and choose_batch(labels, "triplets")[0] == 120
@@ -128,6 +130,8 @@ def test_the_nets_load(caffe, tmp_path, kind, size):
     net = caffe.Net(str(tmp_path / "deploy.prototxt"), caffe.TEST)
     assert net.blobs["data"].data.shape[2:] == {64: (56, 56), 96: (84, 84), 256: (227, 227)}[size]
     assert net.blobs["fc_embedding"].data.shape == (1, 32)
+    text_format.Parse(files["solver.prototxt"], SolverParameter())
+    text_format.Parse(files["train_val.prototxt"], NetParameter())
     assert "max_iter: 700\n" in files["solver.prototxt"] and "stepsize: 560\n" in files["solver.prototxt"]
 
 

@@ -72,7 +72,7 @@ def choose_batch(labels, kind):
 def choose_iterations(images, batch, kind):
     """Iterations for so many training images: a number of passes over them, in whole hundreds, within bounds."""
     least, most = ITERATIONS[kind]
-    return min(most, max(least, round(PASSES[kind] * images / batch, -2)))
+    return min(most, max(least, int(round(PASSES[kind] * images / batch, -2))))
 
 
 def step(script, *arguments, threads=None):
