@@ -37,6 +37,13 @@ DEMO_NET := prototxt/demo/$(METHOD)_$(DIM)
 
 # The variables that were given to make, for the command that a report shows.
 GIVEN = $(strip $(foreach name,HOLDOUT METHOD DIM BATCH SEED RUN ITERS RECIPE ARCHIVE WEIGHTS RESIZE COUNTS UNREADABLE,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))))
+# A variable's text as one word of a command, whatever is in it.
+quoted = '$(subst ','\'',$(value $(1)))'
+# Stop where a variable is given that a target would pass over in silence.
+refuse = $(foreach name,$(1),$(if $(filter command,$(origin $(name))),$(error $(name)= does nothing in make $@; $(2))))
+comma := ,
+listed = $(subst $(comma), ,$($(1)))
+
 PAPER := cub cars196 sop
 LOSSES := lifted contrastive triplet
 
@@ -117,16 +124,20 @@ $(DEMO_RUN)/retrieval.png: $(DEMO_RUN)/features.npz $(DEMO_RUN)/metrics.json
 # A folder with a folder of images for each class, or a CSV file path,class; and what the set is called.
 DATA ?=
 NAME ?=
-# small or googlenet, pixels a side, share of the classes that are kept for the report, no: images are not mirrored.
+# small or googlenet, pixels a side, share of the classes that are kept for the report and the seed of their choice; and
+# MIRRORED=no: images are not mirrored.
 NET ?=
+SPLIT ?= 1
 SIZE ?=
 TEST ?=
 MIRRORED ?=
 
 train: env ## a searchable embedding of your own images: DATA=folder, or list.csv, and NAME=shoes
-	@$(if $(and $(DATA),$(NAME)),,echo "make train needs DATA=<folder with a folder of images for each class, or list.csv> NAME=<name>"; exit 2)
-	@$(PYTHON) tools/own.py --images "$(DATA)" --name "$(NAME)" --method $(METHOD) --dim $(DIM) --seed $(SEED) --run "$(RUN)" \
-	  $(if $(NET),--net $(NET)) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(SIZE),--size $(SIZE)) $(if $(ITERS),--iterations $(ITERS)) \
+	$(call refuse,BATCH RECIPE HOLDOUT,its images a batch are chosen by the data)
+	@$(if $(and $(value DATA),$(NAME)),,echo "make train needs DATA=<folder with a folder of images for each class, or list.csv> NAME=<name>"; exit 2)
+	@$(PYTHON) tools/own.py --images $(call quoted,DATA) --name $(call quoted,NAME) --method $(METHOD) --dim $(DIM) --seed $(SEED) \
+	  --split $(SPLIT) $(if $(filter command environment,$(origin RUN)),--run $(call quoted,RUN)) $(if $(NET),--net $(NET)) \
+	  $(if $(value WEIGHTS),--weights $(call quoted,WEIGHTS)) $(if $(SIZE),--size $(SIZE)) $(if $(ITERS),--iterations $(ITERS)) \
 	  $(if $(TEST),--test $(TEST)) $(if $(filter no,$(MIRRORED)),--no-mirror) $(if $(UNREADABLE),--skip-unreadable)
 
 # --- the paper's sets --------------------------------------------------------------------------------------------------
@@ -134,18 +145,19 @@ train: env ## a searchable embedding of your own images: DATA=folder, or list.cs
 $(if $(filter $(LOSSES) pool5,$(METHOD)),,$(error METHOD=$(METHOD): lifted, contrastive, triplet or pool5))
 $(if $(filter 64 128 256 512,$(DIM)),,$(error DIM=$(DIM): the nets have 64, 128, 256 or 512 dimensions))
 $(if $(filter paper authors,$(RECIPE)),,$(error RECIPE=$(RECIPE): paper (20,000 iterations) or authors (CUB: 40,000)))
+$(if $(filter-out no yes,$(MIRRORED)),$(error MIRRORED=$(MIRRORED): no, or nothing))
 $(if $(filter-out skip,$(UNREADABLE)),$(error UNREADABLE=$(UNREADABLE): skip, or nothing))
 
-DATA_OPTIONS = $(if $(filter pairs,$(PLANS)),--batch $(BATCH)) $(if $(ARCHIVE),--archive "$(ARCHIVE)") $(if $(RESIZE),--resize $(RESIZE)) $(if $(COUNTS),--counts $(COUNTS)) \
+DATA_OPTIONS = $(if $(filter pairs,$(PLANS)),--batch $(BATCH)) $(if $(ARCHIVE),--archive $(call quoted,ARCHIVE)) $(if $(RESIZE),--resize $(RESIZE)) $(if $(COUNTS),--counts $(COUNTS)) \
   $(if $(UNREADABLE),--skip-unreadable) $(if $(LAYOUT),--layout $(LAYOUT))
-START := $(or $(WEIGHTS),data/bvlc_googlenet.caffemodel)
+START = $(if $(value WEIGHTS),$(call quoted,WEIGHTS),data/bvlc_googlenet.caffemodel)
 # The K of Recall@K that the literature reports for each set.
 KS_cub := 1,2,4,8
 KS_cars196 := 1,2,4,8
 KS_sop := 1,10,100,1000
 
 weights: env ## fetch BVLC GoogLeNet's weights, where the paper's nets start [WEIGHTS=path]
-	@$(PYTHON) data_prep/imagenet.py $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	@$(PYTHON) data_prep/imagenet.py $(if $(WEIGHTS),--weights $(call quoted,WEIGHTS))
 
 data-cub: ## CUB-200-2011: fetch it, make its LMDBs and batch plan [ARCHIVE=] [RESIZE=] [COUNTS=any] [LAYOUT=paired]
 data-cars196: ## the same for Cars196
@@ -171,22 +183,21 @@ $(PAPER:%=train-%): train-%: weights data-%
 ifeq ($(METHOD),pool5)
 $(PAPER:%=cell-%): cell-%:
 	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net prototxt/$*/lifted_64/deploy.prototxt --ks $(KS_$*) \
-	  --weights "$(START)" --blob pool5/7x7_s1
+	  --weights $(START) --blob pool5/7x7_s1
 else
 $(PAPER:%=cell-%): cell-%:
 	@test -e $(PAPER_NET)/solver.prototxt || $(PYTHON) prototxt/generate.py $*/$(METHOD)_$(DIM)
 	@$(PYTHON) data_prep/batch_plan.py --set data/$* --kind $(PLANS) --batch $(BATCH)
 	@$(PYTHON) tools/train.py --solver $(PAPER_NET)/solver$(if $(filter authors-cub,$(RECIPE)-$*),_authors).prototxt --set data/$* --batch $(BATCH) \
-	  --run $(HOME_OF_RUN) --seed $(SEED) --weights "$(START)" $(if $(ITERS),--iterations $(ITERS))
+	  --run $(HOME_OF_RUN) --seed $(SEED) --weights $(START) $(if $(ITERS),--iterations $(ITERS))
 	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net $(PAPER_NET)/deploy.prototxt --ks $(KS_$*)
 endif
 
 # --- sweeps ------------------------------------------------------------------------------------------------------------
 
 # What is swept; commas between. -j of make says how many cells run side by side.
-METHODS ?= lifted,contrastive,triplet,pool5
-DIMS ?= 64,128,256,512
-comma := ,
+METHODS ?= lifted,contrastive,triplet$(if $(filter demo-all,$(MAKECMDGOALS)),,$(comma)pool5)
+DIMS ?= 64$(if $(filter demo-all,$(MAKECMDGOALS)),,$(comma)128$(comma)256$(comma)512)
 SEEDS ?= $(if $(filter demo-all,$(MAKECMDGOALS)),1$(comma)2$(comma)3,1)
 BATCHES ?= 32,48,64,128
 # Where the cells run: here, or as a job array of a Slurm cluster.
@@ -196,24 +207,30 @@ GPUS ?=
 CPUS ?=
 MINUTES ?=
 ACCOUNT ?=
+$(foreach name,$(call listed,METHODS),$(if $(filter $(LOSSES) pool5,$(name)),,$(error METHODS=$(METHODS): of lifted, contrastive, triplet and pool5, commas between)))
+$(foreach size,$(call listed,DIMS),$(if $(filter 64 128 256 512,$(size)),,$(error DIMS=$(DIMS): of 64, 128, 256 and 512, commas between)))
+$(if $(filter command environment,$(origin SEEDS)),$(if $(shell [[ "$(SEEDS)" =~ ^[0-9]+(,[0-9]+)*$$ ]] || echo wrong),$(error SEEDS=$(SEEDS): numbers, commas between)))
 SWEEP = $(PYTHON) tools/sweep.py --seeds $(SEEDS) --jobs $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),1) --engine $(ENGINE) \
   $(if $(PARTITION),--partition $(PARTITION)) $(if $(GPUS),--gpus $(GPUS)) $(if $(CPUS),--cpus $(CPUS)) $(if $(MINUTES),--minutes $(MINUTES)) \
-  $(if $(ACCOUNT),--account $(ACCOUNT)) $(foreach name,HOLDOUT ITERS RECIPE WEIGHTS,$(if $($(name)),--with "$(name)=$($(name))"))
+  $(if $(ACCOUNT),--account $(ACCOUNT)) $(foreach name,ITERS RECIPE WEIGHTS,$(if $(value $(name)),--with $(name)=$(call quoted,$(name))))
 
 reproduce-cub: ## every method and size of the embedding on CUB: a run for each, then the tables and curves of all [SEEDS=1,2,3] [-j 4] [ENGINE=slurm]
 reproduce-cars196: ## the same for Cars196
 reproduce-sop: ## the same for Stanford Online Products
 $(PAPER:%=reproduce-%): reproduce-%: weights data-%
+	$(call refuse,METHOD DIM SEED RUN BATCHES,METHODS= DIMS= and SEEDS= choose its cells)
 	@$(SWEEP) --set $* --methods $(METHODS) --dims $(DIMS) $(if $(filter command environment,$(origin BATCH)),--batches $(BATCH))
 
 ablation-cub: ## the lifted loss on CUB with 32, 48, 64 and 128 images a batch
 ablation-cars196: ## the same for Cars196
 ablation-cub ablation-cars196: ablation-%: weights data-%
+	$(call refuse,METHOD METHODS DIMS SEED RUN BATCH,DIM= BATCHES= and SEEDS= choose its cells)
 	@$(SWEEP) --set $* --methods lifted --dims $(DIM) --batches $(BATCHES)
 
 demo-all: data-demo ## lifted, contrastive and triplet loss on the demo, three seeds each, beside raw pixels
+	$(call refuse,METHOD DIM SEED RUN BATCH,METHODS= DIMS= and SEEDS= choose its cells)
 	@$(MAKE) -s --no-print-directory runs/$(SET)/raw_pixels.npz
-	@$(SWEEP) --set $(SET) --methods lifted,contrastive,triplet --dims $(DIM)
+	@$(SWEEP) --set $(SET) --methods $(METHODS) --dims $(DIMS)
 
 compare-cub: ## all finished runs on CUB beside the published numbers, seeds in one row
 compare-cars196: ## the same for Cars196

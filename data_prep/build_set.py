@@ -40,7 +40,7 @@ def split_classes(classes, groups, test_fraction, holdout, seed):
         members.setdefault(groups.get(name, name), []).append(name)
     names = sorted(members, key=os.fsencode)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    tests = max(1, round(len(names) * test_fraction))
+    tests = max(1, min(round(len(names) * test_fraction), len(names) - 2))  # two are needed to train
     train, test = shuffled[: len(names) - tests], shuffled[len(names) - tests :]
     if holdout:
         held = max(1, round(len(train) * holdout))
@@ -59,8 +59,12 @@ def fingerprint_of(found, options):
     return listing.hexdigest()
 
 
-def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_positive_pairs, skip_unreadable, mean="own"):
-    """Make data/<set> as the module says, without a batch plan where `batch` is None; returns what set.json holds."""
+def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_positive_pairs, skip_unreadable, mean="own",
+          replace=None):  # fmt: skip
+    """Make data/<set> as the module says, without a batch plan where `batch` is None; returns what set.json holds.
+
+    `replace`: where there is a set already, of other images or options, ValueError with these words instead of replacing it.
+    """
     found = read_images(images)
     options = {"size": size, "groups": groups, "test_fraction": test_fraction, "holdout": holdout, "seed": seed,
                "batch": batch, "max_positive_pairs": max_positive_pairs, "skip_unreadable": skip_unreadable,
@@ -70,6 +74,8 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
     if made.get("fingerprint") == fingerprint and (batch is None or (out / plan_file()).exists()):
         print(f"{out}: is made from these images and options already")
         return made
+    if made and replace:
+        raise ValueError(f"{out}: holds a set of other images or options. {replace}")
     print(f"{images}: {sum(map(len, found.images.values())):,} images of {len(found.images):,} classes")
     say_some("empty class folders", found.empty)
     say_some("entries that are no images by their name, ignored", found.ignored)
@@ -84,7 +90,7 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
     if batch is not None:  # what is wrong shows before the work
         make_plan([entry.label for entry in entries["train"]], batch, seed, max_positive_pairs)
 
-    record = {"name": out.name, "images": str(found.root), "size": size, "holdout": holdout, "seed": seed,
+    record = {"name": out.name, "images": str(found.root), "size": size, "holdout": holdout, "seed": seed, "batch": batch,
               "fingerprint": fingerprint}  # fmt: skip
     files = ((entry.path, found.root / entry.path) for part in PARTS for entry in entries[part])
     load = functools.partial(load_image, size=size)

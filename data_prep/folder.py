@@ -33,23 +33,24 @@ def read_list(path):
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             rows = csv.DictReader(stream, strict=True)
             if not {"path", "class"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{path}: expected a CSV file whose first line names the columns path and class, found "
+                raise ValueError(f"{path}: expected a CSV file, commas between, whose first line names path and class; found "
                                  f"{', '.join(rows.fieldnames or ()) or 'nothing'}")  # fmt: skip
             for row in rows:
                 name, label = row["path"], row["class"]
                 if not name or not label or "\0" in name:
                     raise ValueError(f"{path}: line {rows.line_num} has no path or no class")
-                if name in line_of:
-                    raise ValueError(f"{path}: {name} is listed twice, in lines {line_of[name]} and {rows.line_num}")
-                line_of[name] = rows.line_num
+                file = os.path.realpath(path.parent / name)
+                if file in line_of:
+                    raise ValueError(f"{path}: {name} is listed twice, in lines {line_of[file]} and {rows.line_num}")
+                line_of[file] = rows.line_num
                 folder.images.setdefault(label, []).append(name)
-                if not (path.parent / name).is_file():
-                    missing.append(name)
+                if not os.path.isfile(file):
+                    missing.append((name, rows.line_num))
     except csv.Error as error:
         raise ValueError(f"{path}: is no CSV file of images ({error})") from None
     if missing:
-        raise ValueError(f"{path}: {len(missing):,} of {len(line_of):,} images are not there, the first: {missing[0]} "
-                         f"(line {line_of[missing[0]]}); paths are taken from {path.parent}/")  # fmt: skip
+        raise ValueError(f"{path}: {len(missing):,} of {len(line_of):,} images are not there, the first: {missing[0][0]} "
+                         f"(line {missing[0][1]}); paths are taken from {path.parent}/")  # fmt: skip
     if not folder.images:
         raise ValueError(f"{path}: lists no image")
     return folder

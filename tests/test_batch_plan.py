@@ -179,5 +179,10 @@ def test_command(small_set, tmp_path):
     assert ended.returncode == 0 and "triplets_m9.npz: 20 batches of 9 images, from 60 positive pairs, 0 of them" in ended.stdout
     with np.load(tmp_path / "triplets_m9.npz") as plan:
         assert plan["images"] == len(labels_of(small_set / "train.csv")) == 30
+    for seed, name in ((1, "triplets_m9.npz"), (2, "triplets_m12.npz")):
+        tool("data_prep/batch_plan.py", "--set", tmp_path, "--kind", "triplets", "--batch", name[10:-4], "--seed", seed)
+        with np.load(tmp_path / name) as plan:
+            expected, _ = make_triplet_plan(labels_of(tmp_path / "train.csv"), int(plan["batch"]), seed)
+            np.testing.assert_array_equal(plan["batches"], expected)
     ended = tool("data_prep/batch_plan.py", "--set", tmp_path / "nowhere")
     assert ended.returncode == 1 and "train.csv: not there; make data-<set>" in ended.stderr

@@ -1,6 +1,7 @@
 """A folder of images becomes LMDBs, a mean and a plan: what is read, what is named, what is left when it fails."""
 
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from data_prep.build_set import split_classes
 from data_prep.files import locked, require_space, written_aside
 from data_prep.folder import read_folder
 from data_prep.image import load_image
+from data_prep.imagenet import MEAN_SHA1
 from pair_batch import ImageDatabase, read_mean
 
 
@@ -275,3 +277,12 @@ def test_the_mean_is_that_of_the_training_images(small_set):
     images = ImageDatabase(f"{small_set}/train.lmdb")
     expected = np.mean([images.read(place)[0].astype(float) for place in range(len(images))], axis=0)
     np.testing.assert_allclose(read_mean(f"{small_set}/mean.binaryproto"), expected, rtol=1e-6)
+
+
+def test_imagenet_s_mean_for_pretrained_nets(tmp_path):
+    draw_images(tmp_path / "images", 4, 2)
+    arguments = ("--images", tmp_path / "images", "--out", tmp_path / "set", "--mean", "imagenet", "--batch", 4)
+    assert tool("data_prep/build_set.py", *arguments).returncode == 0
+    assert hashlib.sha1((tmp_path / "set/mean.binaryproto").read_bytes()).hexdigest() == MEAN_SHA1
+    ended = tool("data_prep/build_set.py", *arguments, "--size", 32)
+    assert ended.returncode == 2 and "ImageNet's mean image is for --size 256" in ended.stderr

@@ -339,6 +339,7 @@ def test_pretrained_features_and_baselines(cub):
     assert "- (c) GoogLeNet, as it was pretrained, not fine-tuned." in text
     assert "(b): The starting weights were not BVLC's GoogLeNet, but a file with the SHA-1 0123456789." in text
     assert "(a): The authors published no solver of their baselines: this one has the lifted loss's." in text
+    assert "Nobody published this recipe" not in text  # which is about the lifted loss's own
 
 
 def test_lines_fit_a_terminal(cub):

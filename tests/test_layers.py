@@ -35,6 +35,7 @@ def test_loss_layer_honours_loss_weight(caffe, tmp_path, weight, dims):
     net.blobs["x"].data[...], net.blobs["y"].data[...] = x, y
     assert net.blobs["loss"].data.shape == ()
     net.forward()
+    net.blobs["y"].diff[...] = 7  # what an earlier pass left
     net.backward()
     loss, gradient = lifted_structured_loss(x, y)
     assert float(net.blobs["loss"].data) == pytest.approx(float(loss), rel=1e-6)

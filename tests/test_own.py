@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -13,6 +14,7 @@ from conftest import ROOT, draw_images
 from google.protobuf import text_format
 from PIL import Image
 
+from data_prep.batch_plan import make_plan
 from data_prep.folder import read_images
 from prototxt import own
 from tools.own import choose_batch, choose_iterations, choose_net
@@ -38,8 +40,8 @@ def test_from_a_folder_to_report_and_search(checkout, tmp_path):
     done = make(checkout, *given)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The small net of the demo" in done.stdout and "a CPU trains it in minutes" in done.stdout
-    assert "training: 24 images, 128 a batch" in done.stdout
-    home = checkout / "runs/shoes/lifted_128/seed1"
+    assert re.search(r"training: 24 images, \d+ a batch \(\d+ batches\), 4 iterations", done.stdout)
+    (home,) = (checkout / "runs/shoes").glob("lifted_128*/seed1")
     page = (home / "report.html").read_text()
     assert "--name shoes" in page and "lifted structured embedding" in page.lower()
     metrics = json.loads((home / "metrics.json").read_text())
@@ -51,14 +53,7 @@ def test_from_a_folder_to_report_and_search(checkout, tmp_path):
     command = re.search(r"^search: (.*)$", done.stdout, re.MULTILINE)[1]
     found = subprocess.run(["bash", "-c", command], cwd=checkout, text=True, capture_output=True, timeout=120)
     assert found.returncode == 0, found.stderr
-    query = [
-        ".venv/bin/python",
-        "tools/search.py",
-        "query",
-        str(images / "class003/2.png"),
-        "--model",
-        "runs/shoes/lifted_128/seed1",
-    ]
+    query = [".venv/bin/python", "tools/search.py", "query", str(images / "class003/2.png"), "--model", str(home)]
     found = subprocess.run(query, cwd=checkout, text=True, capture_output=True, timeout=120)
     assert found.returncode == 0 and "class003/2.png" in found.stdout, found.stderr
 
@@ -94,6 +89,12 @@ def test_from_a_list_with_another_loss(checkout, tmp_path, method):
         (["DATA={images}", "NAME=x", "WEIGHTS=nowhere.caffemodel"], "nowhere.caffemodel: no such file (WEIGHTS)"),
         (["DATA={images}", "NAME=x", "NET=large"], "invalid choice: 'large'"),
         (["DATA={images}", "NAME=x", "TEST=2"], "--test must lie between 0 and 1"),
+        (["DATA={images}", "NAME=x", "SIZE=0"], "--dim, --iterations and --size must be positive"),
+        (["DATA={images}", "NAME=x", "ITERS=0"], "--dim, --iterations and --size must be positive"),
+        (["DATA={images}", "NAME=x", "RUN=a/b"], "--run: 'a/b' must be letters, digits"),
+        (["DATA={images}", "NAME=x", "BATCH=32"], "BATCH= does nothing in make train; its images a batch are chosen by the data"),
+        (["DATA={images}", "NAME=x", "MIRRORED=No"], "MIRRORED=No: no, or nothing"),
+        (["DATA={images}", "NAME=x", "METHOD=pool5"], "invalid choice: 'pool5'"),
     ],
 )
 def test_wrong_calls(checkout, tmp_path, given, message):
@@ -108,6 +109,51 @@ def test_too_few_classes(checkout, tmp_path):
     assert done.returncode != 0 and "has 2 classes; three are needed at least" in done.stderr
 
 
+def test_three_classes_are_enough_and_a_small_report_says_what_it_lacks(checkout, tmp_path):
+    images = draw_images(tmp_path / "images", 3, 5)
+    done = make(checkout, f"DATA={images}", "NAME=few", "ITERS=2", "SIZE=32", "TEST=0.9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (report,) = (checkout / "runs/few").glob("*/seed1/report.html")
+    assert "None: a map of 5 images shows nothing; it takes 8." in report.read_text() and (report.parent / "model.json").exists()
+
+
+def test_nothing_to_measure_is_said_before_the_training(checkout, tmp_path):
+    images = draw_images(tmp_path / "images", 6, 1)
+    done = make(checkout, f"DATA={images}", "NAME=lone", "ITERS=2", "SIZE=32")
+    assert done.returncode == 2 and "no class that is kept for the report has two images" in done.stderr
+    assert not (checkout / "runs").exists()
+
+
+def test_names_with_anything_in_them(checkout, tmp_path):
+    images = draw_images(tmp_path / """it's $HOME "a" $$b""", 4, 3)
+    done = make(checkout, f"DATA={images}", "NAME=x", "ITERS=1", "SIZE=32")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((checkout / "data/x/set.json").read_text())["images"] == str(images)
+
+
+def test_a_set_is_not_replaced_under_its_runs(checkout, tmp_path):
+    """Another split or size would give runs of one NAME different test classes, some of them seen in training."""
+    images = draw_images(tmp_path / "images", 6, 4)
+    given = (f"DATA={images}", "NAME=mine", "ITERS=2", "SIZE=32")
+    by_hand = ["data_prep/build_set.py", "--images", images, "--out", "data/mine", "--batch", "16", "--size", "32"]
+    subprocess.run([".venv/bin/python", *by_hand], cwd=checkout, check=True)
+    content = (checkout / "data/mine/set.json").read_text()
+    done = make(checkout, *given)
+    assert done.returncode == 2 and "`make train` did not make it: give another NAME, or remove it." in done.stderr
+    assert (checkout / "data/mine/set.json").read_text() == content
+    shutil.rmtree(checkout / "data/mine")
+    assert make(checkout, *given).returncode == 0
+    content = (checkout / "data/mine/set.json").read_text()
+    for other in ("SPLIT=2", "TEST=0.2", "SIZE=48"):
+        done = make(checkout, *given[:3], *([] if "SIZE" in other else given[3:]), other)
+        assert done.returncode == 2, done.stdout
+        assert "data/mine: holds a set of other images or options. runs/mine/" in done.stderr and "give another NAME" in done.stderr
+    assert (checkout / "data/mine/set.json").read_text() == content
+    assert make(checkout, *given, "SEED=2").returncode == 0  # another seed of the training is another run on the same split
+    metrics = [json.loads(path.read_text()) for path in (checkout / "runs/mine").glob("*/seed[12]/metrics.json")]
+    assert len(metrics) == 2 and metrics[0]["about"]["set"] == metrics[1]["about"]["set"]
+
+
 def test_choices():
     assert choose_net(None, None)[0] == own.SMALL and choose_net(None, "file")[0] == own.GOOGLENET
     assert "random weights" in choose_net(own.GOOGLENET, None)[1]
@@ -117,7 +163,11 @@ def test_choices():
     assert choose_iterations(100, 128, own.SMALL) == 500 and choose_iterations(10**6, 128, own.SMALL) == 6000
     labels = np.repeat(np.arange(50), 5)
     assert choose_batch(labels, "pairs")[0] == 128 and choose_batch(labels, "triplets")[0] == 120
-    assert choose_batch([0, 0, 1, 1], "pairs")[0] == 16  # 6 positive pairs with self-pairs, 8 negative ones
+    assert choose_batch([0, 0, 1, 1], "pairs")[0] == 4  # 6 positive pairs with self-pairs, 8 negative ones: all are used
+    for classes, each in ((4, 5), (10, 3), (2, 5), (3, 40)):
+        labels = np.repeat(np.arange(classes), each)
+        facts = make_plan(labels, choose_batch(labels, "pairs")[0])[1]
+        assert facts["negative_pairs"] >= 0.9 * facts["negatives_per_image"] * len(labels), (classes, each)
     assert choose_batch([0, 0, 1, 1], "triplets")[0] == 6  # 2 triplets
     with pytest.raises(ValueError, match="training images: triplets need two images of one class"):
         choose_batch([0, 1], "triplets")
@@ -141,7 +191,7 @@ def test_the_nets_load(caffe, tmp_path, kind, size):
 @pytest.fixture
 def listed(tmp_path):
     def write(text):
-        for name in ("a.png", "b b.png", "-c\n.png"):
+        for name in ("a.png", "b b.png", "-c\r\n.png"):
             Image.new("RGB", (4, 4)).save(tmp_path / name)
         (tmp_path / "list.csv").write_bytes(text)
         return tmp_path / "list.csv"
@@ -151,17 +201,19 @@ def listed(tmp_path):
 
 def test_a_list(listed, tmp_path):
     os.link(listed(b""), tmp_path / "x")
-    found = read_images(listed('\ufeffpath,class\n"b b.png",ü\n"-c\n.png",x\na.png,ü\n'.encode()))
-    assert found.images == {"ü": ["b b.png", "a.png"], "x": ["-c\n.png"]} and found.root == tmp_path
+    found = read_images(listed('\ufeffpath,class\n"b b.png",ü\n"-c\r\n.png",x\na.png,ü\n'.encode()))
+    assert found.images == {"ü": ["b b.png", "a.png"], "x": ["-c\r\n.png"]} and found.root == tmp_path
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        (b"", "expected a CSV file whose first line names the columns path and class, found nothing"),
+        (b"", "expected a CSV file, commas between, whose first line names path and class; found nothing"),
         (b"file,label\na.png,x\n", "found file, label"),
         (b"path,class\n", "lists no image"),
         (b"path,class\na.png,x\na.png,y\n", "a.png is listed twice, in lines 2 and 3"),
+        (b"path,class\na.png,x\n./../{folder}/a.png,y\n", "a.png is listed twice, in lines 2 and 3"),
+        (b"path;class\na.png;x\n", "commas between, whose first line names path and class; found path;class"),
         (
             b"path,class\na.png,x\nb.png,y\nc.png,y\n",
             "2 of 3 images are not there, the first: b.png \\(line 3\\); paths are taken from",
@@ -173,6 +225,6 @@ def test_a_list(listed, tmp_path):
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "list.csv: "),
     ],
 )
-def test_wrong_lists(listed, text, message):
+def test_wrong_lists(listed, tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        read_images(listed(text))
+        read_images(listed(text.replace(b"{folder}", tmp_path.name.encode())))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tools.sweep import cells_of
 # A cell that takes a moment, or fails, or is somebody else's; each leaves a mark.
 MAKEFILE = """
 cell-demo:
-\t@echo "$(METHOD) $(DIM) $(BATCH) $(SEED) $(ITERS) threads $$OPENBLAS_NUM_THREADS flags [$$MAKEFLAGS]" >> marks
+\t@echo "$(METHOD) $(DIM) $(BATCH) $(SEED) $(ITERS) threads $$OPENBLAS_NUM_THREADS flags [$$MAKEFLAGS] [$(RUN)]" >> marks
 \t@touch at_work_$(METHOD); sleep 0.5; ls at_work_* | wc -l >> together; rm at_work_$(METHOD)
 ifeq ($(METHOD),contrastive)
 \t@for line in 1 2 3 4 5 6 7 8 9 10; do echo "line $$line of a failure"; done; false
@@ -54,26 +55,31 @@ def test_cells():
                                 "BATCH=128", "SEED=2"]  # fmt: skip
     assert cells[4].given["BATCH"] == 120 and cells[-1].command[-1] == "METHOD=pool5"
     assert cells_of("cub", ["lifted"], [64], [48], [1], {})[0].name == "lifted_64_m48_seed1"
-    assert cells_of("demo_holdout", ["lifted"], [64], [None], [1], {})[0].command[3] == "cell-demo"
+    assert cells_of("demo_holdout", ["lifted"], [64], [None], [1], {})[0].command[3:5] == ["cell-demo", "HOLDOUT=1"]
 
 
 def test_failed_and_busy_cells_are_told_apart(folder):
-    ended = sweep(folder, "--methods", "contrastive,lifted,triplet", "--jobs", 2, "--with", "ITERS=7", MAKEFLAGS="-j9",
-                  OPENBLAS_NUM_THREADS="3")  # fmt: skip
-    assert ended.returncode == 1
+    environment = {"MAKEFLAGS": "-j9", "OPENBLAS_NUM_THREADS": "3", "RUN": "mine"}
+    ended = sweep(folder, "--methods", "contrastive,lifted,triplet", "--jobs", 2, "--with", "ITERS=7", **environment)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert "contrastive_64_seed1: failed with status 2" in ended.stdout
     assert re.search(r"the last lines of runs/demo/sweep/contrastive_64_seed1.log:\n    line 4 of a failure\n", ended.stderr)
     assert "    line 10 of a failure\n" in ended.stderr and "line 2 of" not in ended.stderr
     assert "triplet_64_seed1: another process is working on it" in ended.stdout
     assert "1 done, 1 at work elsewhere, 1 failed of 3 cells" in ended.stdout
     marks = (folder / "marks").read_text()
-    assert "lifted 64 128 1 7 threads 3" in marks and "triplet 64 120 1 7" in marks and "-j9" not in marks
+    assert "lifted 64 128 1 7 threads 3 flags" in marks and "triplet 64 120 1 7" in marks and "-j9" not in marks
+    assert "[mine]" not in marks  # a run's name is not for every cell
+    assert "runs/demo: no finished run" in ended.stderr  # the tables that cannot be made say why
     assert (folder / "data/demo/triplets.npz").exists()  # made before the cells
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_so_many_run_side_by_side(folder, jobs):
-    assert sweep(folder, "--methods", "lifted,pool5", "--jobs", jobs).stdout.count("done;") == 2
+    without = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "tools/sweep.py", "--set", "demo", "--methods", "lifted,pool5", "--jobs", str(jobs)]
+    assert subprocess.run(command, cwd=folder, text=True, capture_output=True, env=without).stdout.count("done;") == 2
+    assert (folder / "marks").read_text().count(f"threads {max(1, os.cpu_count() // jobs)} ") == 2
     assert max(map(int, (folder / "together").read_text().split())) == jobs
 
 
@@ -111,16 +117,52 @@ def test_without_a_set(folder):
     assert ended.returncode == 1 and "data/sop: no set is there; make data-sop" in ended.stderr
 
 
-def test_a_cell(tmp_path):
-    def cell(script):
-        return Cell("name", ["bash", "-c", script], str(tmp_path / "logs/cell.log"), {}, str(tmp_path))
+def a_cell(tmp_path, script):
+    return Cell("name", ["bash", "-c", script], str(tmp_path / "logs/cell.log"), {}, str(tmp_path))
 
-    assert cell("echo one; printf 'a\\rb\\rtwo\\n'").run() == DONE
-    assert cell("true").last_lines(2) == ["one", "two"]
-    assert cell("echo another process is scoring in this folder; exit 1").run() == BUSY
-    assert cell("exit 1").run() == "failed with status 1"  # what an earlier call said does not count
-    assert cell("echo 'stopped after iteration 3, snapshot saved; the same command goes on'; exit 2").run() == STOPPED
-    assert cell("kill -9 $$").run() == "failed with status -9"
+
+def test_a_cell(tmp_path):
+    one = a_cell(tmp_path, "echo one; printf 'a\\rb\\rtwo\\n'")
+    assert one.run() == DONE and one.last_lines(2) == ["one", "two"]
+    assert a_cell(tmp_path, "echo another process is scoring in this folder; exit 1").run() == BUSY
+    assert one.last_lines(2) == ["one", "two"]  # the log is the other process's
+    assert a_cell(tmp_path, "echo wrong; exit 1").run() == "failed with status 1" and one.last_lines(2) == ["wrong"]
+    assert a_cell(tmp_path, "kill -9 $$").run() == "failed with status -9"
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["cell.log"]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'stopped after iteration 3, snapshot saved; the same command goes on'; exit 2",
+        "echo 'interrupted; nothing half made is left, and the same command goes on'; exit 2",
+        "echo 'make: *** [Makefile:84: cell-demo] Error 143'; exit 2",
+        "echo 'make: *** [Makefile:84: cell-demo] Interrupt'; exit 2",
+        "kill -TERM $$",
+        "exit 130",
+    ],
+)
+def test_a_cell_that_was_told_to_end_has_not_failed(tmp_path, script):
+    assert a_cell(tmp_path, script).run() == STOPPED
+
+
+def test_two_sweeps_at_one_cell_are_told_apart(tmp_path):
+    """The one that fails by itself says so, while the other is refused."""
+    cells = [a_cell(tmp_path, "sleep 1; echo failure; exit 2"), a_cell(tmp_path, "echo another process is training; exit 2")]
+    cells[1].log += "2"  # the second's own output would be of another process
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(Cell.run, cells)) == ["failed with status 2", BUSY]
+
+
+def test_a_job_of_a_cluster_that_was_stopped_from_outside_waits_for_its_end(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr("tools.cell.time.sleep", lambda seconds: waited.append(seconds))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert a_cell(tmp_path, "echo $OPENBLAS_NUM_THREADS > threads; exit 1")() == "failed with status 1" and 600 not in waited
+    assert (tmp_path / "threads").read_text() == "3\n"
+    assert a_cell(tmp_path, "exit 143")() == STOPPED and 600 in waited
+    assert a_cell(tmp_path, "kill -USR2 $$; exit 1")() == "failed with status 1"  # the warning before a time limit is not its own
 
 
 def test_checkpoint_stops_the_command_and_sends_the_cell_again(tmp_path):

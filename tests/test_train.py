@@ -273,6 +273,55 @@ def test_retrieval_sheet(small_set, tmp_path):
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_features_of_another_blob(caffe, trained, small_set, tmp_path):
+    """After the last layer that writes it, in place too; made again for another blob; layers behind it may lack weights."""
+    deploy = tmp_path / "deploy.prototxt"
+    layers = (trained / "net.prototxt").read_text().split("\nlayer {")
+    layers = [layer for layer in layers if 'type: "Python"' not in layer and layer.strip()]
+    deploy.write_text('layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 14 dim: 14 } } }\n'
+                      + "".join("layer {" + layer + "\n" for layer in layers))  # fmt: skip
+    weights, out = trained / "run" / "model.caffemodel", tmp_path / "features.npz"
+
+    def extract(blob, weights=weights):
+        return tool("tools/extract.py", "--set", small_set, "--net", deploy, "--weights", weights, "--out", out, "--blob", blob)
+
+    assert extract("fc_embedding").returncode == 0
+    embeddings = load_features(out).features
+    assert extract("conv").returncode == 0
+    found = load_features(out)
+    assert found.features.shape == (len(embeddings), 8 * 12 * 12) and found.about["blob"] == "conv"
+    net = caffe.Net(str(deploy), str(weights), caffe.TEST)
+    images, mean = ImageDatabase(str(small_set / "test.lmdb")), read_mean(str(small_set / "mean.binaryproto"))
+    net.blobs["data"].data[0] = (images.read(3)[0] - mean)[:, 1:15, 1:15]
+    net.forward()
+    np.testing.assert_allclose(found.features[3], net.blobs["conv"].data.ravel(), rtol=1e-5, atol=1e-5)
+    assert (found.features >= 0).all() and (found.features == 0).any()  # rectified
+
+    saved = read_binary(weights, NetParameter())
+    for lacking, blob, status in (("fc_embedding", "conv", 0), ("fc_embedding", "fc_embedding", 1), ("conv", "conv", 1)):
+        part = NetParameter(layer=[layer for layer in saved.layer if layer.name != lacking])
+        (tmp_path / "part.caffemodel").write_bytes(part.SerializeToString())
+        done = extract(blob, tmp_path / "part.caffemodel")
+        assert done.returncode == status and (not status or f"has no weights for the net's layer '{lacking}'" in done.stderr)
+    assert extract("conv", tmp_path / "part.caffemodel").returncode == 1
+
+
+def test_features_of_another_split_than_was_trained_on_are_refused(trained, small_set, tmp_path):
+    """The set was made again: its test classes may be those of the training."""
+    other = tmp_path / "set"
+    shutil.copytree(small_set, other)
+    solver = write_solver(tmp_path / "solver", other, iterations=1)
+    assert train(solver, tmp_path / "run").returncode == 0
+    deploy = tmp_path / "deploy.prototxt"
+    deploy.write_text('layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 14 dim: 14 } } }')
+    record = json.loads((other / "set.json").read_text())
+    (other / "set.json").write_text(json.dumps({**record, "content": "0" * 64}))
+    done = tool("tools/extract.py", "--set", other, "--net", deploy, "--weights", tmp_path / "run/model.caffemodel",
+                "--out", tmp_path / "never.npz")  # fmt: skip
+    assert done.returncode == 1 and "was trained on other images, or another split, than" in done.stderr
+    assert not (tmp_path / "never.npz").exists()
+
+
 @pytest.mark.parametrize("base_lr", [1e2, 1e6])  # the loss becomes too large for float32; an embedding becomes NaN
 def test_a_diverging_training_stops_with_words_and_keeps_the_last_snapshot(tmp_path, small_set, base_lr):
     solver = write_solver(tmp_path, small_set, base_lr=base_lr)
@@ -426,7 +475,8 @@ def test_starting_weights_from_here_begin_at_the_first_batch(trained, small_set,
         kept = (copy / name).read_bytes()
         change(copy / name)
         done = train(solver, tmp_path / "run2")
-        assert done.returncode == 1 and "was begun with other settings" in done.stderr and "    data: {" in done.stderr, name
+        assert done.returncode == 1 and "was begun with other settings" in done.stderr, name
+        assert "    data: other images, another split or another batch plan (" in done.stderr, name
         (copy / name).write_bytes(kept)
     assert train(solver, tmp_path / "run2").returncode == 0
 

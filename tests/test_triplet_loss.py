@@ -91,6 +91,19 @@ def test_accurate_far_from_the_origin(shift):
     assert_close(x + np.float32(shift), y, 1e-6)
 
 
+def test_a_small_difference_of_large_distances():
+    """1e6 and 1e6 + 0.25 as squares: float32 has no digit left of the quarter."""
+    x = np.array([[0.0], [1000.0], [math.sqrt(1e6 + 0.25)]], np.float32)
+    exact = 1000.0**2 - float(x[2, 0]) ** 2 + 1
+    assert triplet_loss(x, [0, 0, 1])[0] == pytest.approx(exact / 2, rel=1e-6) and abs(exact - 0.75) < 0.1
+
+
+def test_a_gradient_beyond_the_dtype_is_an_error():
+    x = np.array([[0.0], [3e38], [-3e38]], np.float32)  # equal distances: the loss is a half
+    with pytest.raises(OverflowError, match="the gradient is larger than float32 can hold"):
+        triplet_loss(x, [0, 0, 1])
+
+
 def test_duplicate_embeddings():
     """Anchor = positive, anchor = negative, all three equal: finite, and what the loop gives."""
     a, b = [1.0, 2.0], [1.5, 2.5]

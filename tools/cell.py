@@ -1,7 +1,9 @@
 """One cell of a sweep: a command with its log, run here or in a job of a cluster."""
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -9,6 +11,9 @@ from pathlib import Path
 
 DONE, BUSY, STOPPED = "done", "busy", "stopped"
 GRACE = 600  # seconds; Slurm's KillWait is 30 unless a cluster says otherwise
+# What a command that was told to end says, or make of it; and its status where no shell stands between.
+STOPPED_WORDS = re.compile(r"the same command goes on$|\] (Interrupt|Terminated|Error 1(30|43))$", re.MULTILINE)
+STOPPED_STATUS = (-signal.SIGINT, -signal.SIGTERM, 130, 143)
 BUSY_WORDS = "another process is "  # what data_prep.files.locked says
 
 
@@ -22,30 +27,39 @@ class Cell:
     given: dict
     home: str = field(default_factory=os.getcwd)
     process: subprocess.Popen | None = None
+    output: str | None = None  # of the command, while it runs
 
     def run(self, environment=None):
-        """Run the command to its end; DONE, BUSY where another process holds its folder, STOPPED, or what went wrong."""
-        Path(self.log).parent.mkdir(parents=True, exist_ok=True)
-        environment = {name: value for name, value in (environment or os.environ).items() if not name.startswith("MAKE") and
-                       name != "MFLAGS"}  # fmt: skip  # of the make that called the sweep
-        with open(self.log, "ab") as log:
-            before = log.tell()
-            self.process = subprocess.Popen(self.command, cwd=self.home, env=environment, stdout=log, stderr=subprocess.STDOUT,
+        """Run the command to its end; DONE, BUSY where another process holds its folder, STOPPED, or what went wrong.
+
+        Its output gets a file of its own, which becomes the log at the end: other sweeps may be at the same cell.
+        """
+        # What make called the sweep with is none of the cell's; nor is the name of a run, since each cell has its own.
+        environment = {name: value for name, value in (environment or os.environ).items()
+                       if not name.startswith("MAKE") and name not in ("MFLAGS", "RUN")}  # fmt: skip
+        self.output = f"{self.log}.{socket.gethostname()}.{os.getpid()}"
+        Path(self.output).parent.mkdir(parents=True, exist_ok=True)
+        with open(self.output, "wb") as output:
+            self.process = subprocess.Popen(self.command, cwd=self.home, env=environment, stdout=output, stderr=subprocess.STDOUT,
                                             stdin=subprocess.DEVNULL, start_new_session=True,
                                             preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))  # fmt: skip
-        while (
-            status := self.process.poll()
-        ) is None:  # not wait(): it holds a lock that checkpoint(), a signal's handler, would need
+        # Not wait(): it holds a lock that checkpoint(), which is called in a signal's handler, would need.
+        while (status := self.process.poll()) is None:
             time.sleep(0.1)
         self.process = None
-        with open(self.log, errors="replace") as log:
-            log.seek(before)
-            said = log.read()
+        said = Path(self.output).read_text(errors="replace")
+        if status and BUSY_WORDS in said:
+            os.unlink(self.output)  # the log is the other's
+            self.output = None
+            return BUSY
+        self._keep_output()
         if status == 0:
             return DONE
-        if BUSY_WORDS in said:
-            return BUSY
-        return STOPPED if "snapshot saved; the same command goes on" in said else f"failed with status {status}"
+        return STOPPED if status in STOPPED_STATUS or re.search(STOPPED_WORDS, said) else f"failed with status {status}"
+
+    def _keep_output(self):
+        os.replace(self.output, self.log)
+        self.output = None
 
     def stop(self, number=signal.SIGTERM):
         """Signal the command and all that it started."""
@@ -73,13 +87,14 @@ class Cell:
         self.stop()
         if process is not None and process.returncode is None:
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            self._keep_output()
         self.process = None
         return DelayedSubmission(self)
 
     def last_lines(self, count):
         """The last lines of the log, without the progress bars that each of them went through."""
         try:
-            text = Path(self.log).read_bytes().decode(errors="replace")
+            text = Path(self.output or self.log).read_bytes().decode(errors="replace")
         except OSError:
             return []
         lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.replace("\r\n", "\n").split("\n")]

@@ -97,13 +97,17 @@ def extract_embeddings(images, deploy, weights, mean, blob):
 def describe(data_set, part, deploy, weights, blob, pixels):
     """What the features are made from, for `about` in features.npz and for the tables made from them."""
     made = read_set(data_set)
+    training = read_record(Path(weights).parent / "run.json").get("settings") if weights else None
+    for folder, content in (training or {}).get("data", {}).items():
+        if os.path.realpath(folder) == os.path.realpath(data_set) and content != made.get("content"):
+            raise ValueError(f"{weights}: was trained on other images, or another split, than {data_set} holds now; test images "
+                             "may have been seen in training. Make the set as it was, or train again (RUN=name)")  # fmt: skip
     facts = {name: made.get(name) for name in ("name", "content", "official", "doubts")}
     about = {"set": {**facts, "part": part}}
     if pixels:
         return {**about, "pixels": pixels}
     if not Path(weights).is_file():
         raise ValueError(f"{weights}: no such file; tools/train.py makes it")
-    training = read_record(Path(weights).parent / "run.json").get("settings")
     iteration = re.fullmatch(r"snapshot_iter_(\d+)", Path(weights).stem)
     if training:
         training["iteration"] = int(iteration[1]) if iteration else training["iterations"]
@@ -126,6 +130,8 @@ def extract(data_set, part, out, deploy=None, weights=None, blob="fc_embedding",
     else:
         mean = read_mean(str(data_set / "mean.binaryproto"))
         features, labels = extract_embeddings(images, deploy, weights, mean, blob)
+    if read_set(data_set).get("content") != about["set"]["content"]:
+        raise ValueError(f"{data_set}: was made again while its features were extracted; call the same command again")
     save_features(out, features, labels, paths, about)
     print(f"{out}: {features.shape[0]:,} images, {features.shape[1]} dimensions")
 

@@ -8,6 +8,10 @@ import numpy as np
 from data_prep.files import written_aside
 
 
+class TooFew(ValueError):
+    """There are too few images for what was asked to be shown."""
+
+
 class Features(NamedTuple):
     """The content of a features.npz."""
 

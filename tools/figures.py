@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 
 from data_prep.files import read_record, written_aside
 from data_prep.image import load_image
-from tools.features import load_features
+from tools.features import TooFew, load_features
 
 RIGHT, WRONG = "#0072b2", "#d55e00"  # blue and vermillion of Okabe and Ito's palette
 QUERIES, NEIGHBOURS = 12, 5  # rows of a sheet; as many neighbours as the paper's figures show
@@ -63,7 +63,7 @@ def nearest_neighbours(features, labels, count=NEIGHBOURS):
     ids, sizes = np.unique(labels, return_counts=True)
     queries = np.flatnonzero(np.isin(labels, ids[sizes > 1]))  # a class of one image has nothing right to find
     if not queries.size:
-        raise ValueError("no class has two images: there is nothing right to find")
+        raise TooFew("no class has two images: there is nothing right to find")
     rows, _ = nearest(features, queries, min(count, len(labels) - 1))
     difference = np.asarray(features[queries], np.float64) - features[rows[:, 0]]
     return Neighbours(queries, rows, labels[rows] == labels[queries, None], np.sqrt(np.square(difference).sum(axis=1)))

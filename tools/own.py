@@ -21,11 +21,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS, OWN_BATCH, ensure_plan, labels_of, make_plan, make_triplet_plan, plan_file
 from data_prep.build_set import build
 from data_prep.files import locked, user_path, written_aside
 from data_prep.folder import read_images
 from data_prep.imagenet import check_file
+from data_prep.write_set import read_set
 from prototxt import own
 
 TAKEN = ("cub", "cars196", "sop", "demo", "demo_holdout", "downloads", "figures")  # names of data/ and runs/
@@ -35,6 +38,7 @@ ITERATIONS = {own.SMALL: (500, 6000), own.GOOGLENET: (1000, 20000)}
 SIZE = {own.SMALL: 64, own.GOOGLENET: 256}  # pixels of the stored images
 TEST = 0.2  # share of the classes that the report is about; half of them where there are fewer than
 FEW = 20
+WASTE = 0.1  # share of the negative pairs that may be cut
 SMALLER = {"pairs": (128, 64, 32, 16, 8, 4), "triplets": (120, 60, 30, 15, 6, 3)}  # images a batch, the first that can be filled
 
 
@@ -55,7 +59,10 @@ def choose_net(asked, weights):
 
 
 def choose_batch(labels, kind):
-    """Images a batch, and how many batches the plan then has: the method's own, or the largest that can be filled."""
+    """Images a batch, and how many batches the plan then has: the method's own, or the largest that wastes little.
+
+    Pairs beyond the last full batch are cut from the negative ones; a batch of triplets is filled by repeating some.
+    """
     make = {"pairs": make_plan, "triplets": make_triplet_plan}[kind]
     problem = None
     for batch in SMALLER[kind]:
@@ -64,7 +71,12 @@ def choose_batch(labels, kind):
         except ValueError as error:
             problem = problem or error
             continue
-        if facts["positive_pairs"] >= batch // 3 or kind == "pairs":  # a batch of triplets is filled by repeating some
+        if kind == "pairs":
+            wanted = facts["negatives_per_image"] * len(labels)
+            fits = wanted - facts["negative_pairs"] <= WASTE * wanted
+        else:
+            fits = facts["positive_pairs"] >= batch // 3
+        if fits or batch == SMALLER[kind][-1]:
             return batch, len(batches)
     raise ValueError(f"training images: {problem}")
 
@@ -76,15 +88,25 @@ def choose_iterations(images, batch, kind):
 
 
 def step(script, *arguments, threads=None):
-    """Run one of the project's commands; leave with its status when it fails. Ctrl+C is the command's to answer."""
+    """Run one of the project's commands, and leave with its status when it fails.
+
+    Ctrl+C and SIGTERM are the command's to answer; when it ends well all the same, the next one is not begun.
+    """
     command = [sys.executable, script, *map(str, arguments)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads)} if threads else None
     process = subprocess.Popen(command, env=environment)
-    signal.signal(signal.SIGINT, lambda number, frame: None)  # a terminal sends it to the command as well
-    signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    received = []
+
+    def pass_on(number, frame):
+        received.append(number)
+        if number == signal.SIGTERM:  # Ctrl+C reaches the command from the terminal
+            process.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
     status = process.wait()
-    if status:
-        sys.exit(status if status > 0 else 128 - status)
+    if status or received:
+        sys.exit(status if status > 0 else 128 - status if status else 128 + received[0])
 
 
 def write_nets(folder, files):
@@ -102,7 +124,8 @@ def main():
     parser.add_argument("--name", required=True, help="of the set: data/<name>, runs/<name> (NAME)")
     parser.add_argument("--method", choices=("lifted", "contrastive", "triplet"), default="lifted", help="the loss (METHOD)")
     parser.add_argument("--dim", type=int, default=64, help="size of the embedding (default 64; DIM)")
-    parser.add_argument("--seed", type=int, default=1, help="of the split and the training (default 1; SEED)")
+    parser.add_argument("--seed", type=int, default=1, help="of the training (default 1; SEED)")
+    parser.add_argument("--split", type=int, default=1, help="seed of the split of the classes (default 1; SPLIT)")
     parser.add_argument("--net", choices=(own.SMALL, own.GOOGLENET), help="default: googlenet with --weights, else small (NET)")
     parser.add_argument("--weights", type=user_path, help=".caffemodel to start GoogLeNet from (WEIGHTS)")
     parser.add_argument("--size", type=int, help="pixels a side of the stored images (default 64, GoogLeNet 256; SIZE)")
@@ -114,16 +137,20 @@ def main():
     parser.add_argument("--skip-unreadable", action="store_true", help="pass over files that cannot be decoded (UNREADABLE=skip)")
     parser.add_argument("--run", help="name of the run's folder (default seed<seed>; RUN)")
     arguments = parser.parse_args()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arguments.name) or arguments.name in TAKEN:
-        parser.error(f"--name: {arguments.name!r} must be letters, digits, - and _, and none of {', '.join(TAKEN)} (NAME=shoes)")
-    if arguments.dim < 1 or arguments.seed < 0 or (arguments.iterations or 1) < 1:
-        parser.error("--dim and --iterations must be positive, --seed must not be negative")
+    run_name = arguments.run or f"seed{arguments.seed}"
+    for option, name in (("--name", arguments.name), ("--run", run_name)):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in TAKEN:
+            parser.error(f"{option}: {name!r} must be letters, digits, - and _, and none of {', '.join(TAKEN)}")
+    if any(number is not None and number < 1 for number in (arguments.dim, arguments.iterations, arguments.size)):
+        parser.error("--dim, --iterations and --size must be positive")
+    if min(arguments.seed, arguments.split) < 0:
+        parser.error("--seed and --split must not be negative")
     if arguments.test is not None and not 0 < arguments.test < 1:
         parser.error(f"--test must lie between 0 and 1, not {arguments.test}")
     if arguments.weights:
         check_file(arguments.weights)
     kind, why = choose_net(arguments.net, arguments.weights)
-    size = arguments.size or SIZE[kind]
+    size = arguments.size if arguments.size is not None else SIZE[kind]
     if (kind == own.GOOGLENET and size != SIZE[kind]) or own.crop_of(kind, size) < own.smallest_crop():
         parser.error(f"--size {size}: GoogLeNet takes images of 256, the small net of 19 pixels at least")
     print(f"net: {why}", flush=True)
@@ -132,12 +159,17 @@ def main():
     data_set = Path("data", arguments.name)
     plans = "triplets" if arguments.method == "triplet" else "pairs"
     with locked(data_set, "making a set"):
-        classes = len(read_images(arguments.images).images)
-        test = arguments.test or (TEST if classes >= FEW else 0.5)
-        if classes < 3:
-            raise ValueError(f"{arguments.images}: has {classes} classes; three are needed at least, two to train and one to test")
-        build(arguments.images, data_set, size, {}, test, 0.0, arguments.seed, None, MAX_POSITIVE_PAIRS, arguments.skip_unreadable,
-              mean="imagenet" if kind == own.GOOGLENET and arguments.weights else "own")  # fmt: skip
+        found = read_images(arguments.images)
+        if len(found.images) < 3:
+            raise ValueError(f"{arguments.images}: has {len(found.images)} classes; three are needed at least, two to train and "
+                             "one to test")  # fmt: skip
+        test = arguments.test or (TEST if len(found.images) >= FEW else 0.5)
+        build(arguments.images, data_set, size, {}, test, 0.0, arguments.split, None, MAX_POSITIVE_PAIRS, arguments.skip_unreadable,
+              mean="imagenet" if kind == own.GOOGLENET and arguments.weights else "own",
+              replace=why_not_replaced(arguments.name))  # fmt: skip
+    if np.unique(labels_of(data_set / "test.csv"), return_counts=True)[1].max() < 2:
+        raise ValueError(f"{arguments.images}: no class that is kept for the report has two images, so that nothing can be "
+                         f"measured; SPLIT= and TEST= choose others, once data/{arguments.name} is removed")  # fmt: skip
     labels = labels_of(data_set / "train.csv")
     batch, batches = choose_batch(labels, plans)
     ensure_plan(data_set, plans, batch)
@@ -145,7 +177,7 @@ def main():
     print(f"training: {len(labels):,} images, {batch} a batch ({batches:,} batches), {iterations:,} iterations", flush=True)
     suffix = "" if batch == OWN_BATCH[plans] else f"_m{batch}"
     home = Path("runs", arguments.name, f"{arguments.method}_{arguments.dim}{suffix}")
-    folder, nets = home / (arguments.run or f"seed{arguments.seed}"), home / "net"
+    folder, nets = home / run_name, home / "net"
     write_nets(nets, own.files(arguments.name, kind, arguments.method, arguments.dim, size, not arguments.no_mirror,
                                plan_file(batch, plans), iterations, nets))  # fmt: skip
 
@@ -156,24 +188,40 @@ def main():
     step("tools/train.py", "--solver", nets / "solver.prototxt", *given, "--run", folder, "--seed", arguments.seed,
          "--batch", batch, *start, threads=threads)  # fmt: skip
     deploy, metrics, features = nets / "deploy.prototxt", folder / "metrics.json", folder / "features.npz"
-    untrained = folder / "features_untrained.npz"
-    for weights, out in (("model", features), ("snapshot_iter_0", untrained)):
-        step("tools/extract.py", *given, "--net", deploy, "--weights", folder / f"{weights}.caffemodel", "--out", out)
-    baselines = ["--baseline", f"untrained={untrained}"]
-    if size % 16 == 0:
-        pixels = Path("runs", arguments.name, "raw_pixels.npz")
-        step("tools/extract.py", *given, "--pixels", 16, "--out", pixels)
-        baselines += ["--baseline", f"raw_pixels={pixels}"]
-    step("tools/evaluate.py", "--features", features, "--out", metrics, *baselines)
+    step("tools/model_folder.py", *given, "--run", folder, "--net", deploy)  # what a person takes away
+    with locked(folder, "scoring"):
+        untrained = folder / "features_untrained.npz"
+        for weights, out in (("model", features), ("snapshot_iter_0", untrained)):
+            step("tools/extract.py", *given, "--net", deploy, "--weights", folder / f"{weights}.caffemodel", "--out", out)
+        baselines = ["--baseline", f"untrained={untrained}"]
+        if size % 16 == 0:
+            step("tools/extract.py", *given, "--pixels", 16, "--out", folder / "raw_pixels.npz")
+            baselines += ["--baseline", f"raw_pixels={folder / 'raw_pixels.npz'}"]
+        step("tools/evaluate.py", "--features", features, "--out", metrics, *baselines)
 
-    # 3. What people look at, and what they take away.
-    step("tools/compare.py", "--metrics", metrics, "--out", folder / "report.md")
-    again = shlex.join(["python", "tools/own.py", *sys.argv[1:]])
-    step("tools/report.py", *given, "--run", folder, "--out", folder / "report.html", "--again", again)
-    step("tools/model_folder.py", *given, "--run", folder, "--net", deploy)
-    images = arguments.images if arguments.images.is_dir() else arguments.images.parent  # of a list: its folder
+        # 3. What people look at.
+        step("tools/compare.py", "--metrics", metrics, "--out", folder / "report.md")
+        again = shlex.join(["python", "tools/own.py", *sys.argv[1:]])
+        step("tools/report.py", *given, "--run", folder, "--out", folder / "report.html", "--again", again)
     print(f"report: {folder}/report.html\n"
-          f"search: .venv/bin/python tools/search.py index {shlex.quote(str(images))} --model {folder}")  # fmt: skip
+          f"search: .venv/bin/python tools/search.py index {shlex.quote(str(common_folder(found)))} --model {folder}")  # fmt: skip
+
+
+def why_not_replaced(name):
+    """Why the set data/<name> must not be replaced by another, and what to do; None where nothing depends on it."""
+    made = read_set(Path("data", name))
+    if made and made.get("batch", 0) is not None:
+        return "`make train` did not make it: give another NAME, or remove it."
+    if runs := sorted(Path("runs", name).glob("*/*/run.json")):
+        return (f"{runs[0].parent} was trained on it: call `make train` as before, give another NAME, or remove data/{name} "
+                f"and runs/{name}.")  # fmt: skip
+    return None
+
+
+def common_folder(found):
+    """The folder that holds all images of a Folder, for the next command."""
+    folders = {os.path.dirname(os.path.abspath(found.root / name)) for names in found.images.values() for name in names}
+    return os.path.commonpath(folders)
 
 
 if __name__ == "__main__":

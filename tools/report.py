@@ -30,7 +30,7 @@ from PIL import Image
 
 from data_prep.files import read_record, sha256, written_aside
 from tools import figures, plots, tsne_map
-from tools.features import load_features
+from tools.features import TooFew, load_features
 from tools.published import METHODS, cite, is_paper_s_own, read_published
 from tools.runs import describe, finished_runs, grouped, read_metrics, set_of
 
@@ -201,8 +201,17 @@ def _spread(values):
     return f"{mean(values):.1f}" + (f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else "")
 
 
-def sheets(found, labels, paths, image, seed):
+def or_why_not(section, heading, *arguments):
+    """A section of the page; of a set with too few images for it, the reason in its place."""
+    try:
+        return section(*arguments)
+    except TooFew as why:
+        return f'<h2>{heading}</h2>\n<p class="soft">None: {escape(why)}.</p>'
+
+
+def sheets(features, labels, paths, image, seed):
     """Queries and their nearest neighbours: at random, successes, failures."""
+    found = figures.nearest_neighbours(features, labels)
     body = ["<h2>Retrieved images</h2>",
             '<p class="soft">Each row: a query, then its nearest neighbours, the nearest first. A right one has a blue frame and a '
             "tick, a wrong one a dashed orange frame and a cross.</p>"]  # fmt: skip
@@ -326,7 +335,6 @@ def page(folder, data_set, seed, again):
     features, labels, paths, _ = load_features(folder / "features.npz")
     log = plots.read_log(folder / "log.csv")
     image = figures.image_reader(data_set, paths)
-    found = figures.nearest_neighbours(features, labels)
     name = set_of(metrics).get("name") or folder.parent.parent.name
     published = read_published(name)
     mine = describe(folder, name, metrics)
@@ -335,12 +343,13 @@ def page(folder, data_set, seed, again):
     runs = finished_runs(folder.parent.parent, name) if dimensions else [mine]
     title, top = heading(metrics, folder, name, method, dimensions)
     body = "\n".join([numbers(folder / "report.md"), curves(runs, published, dimensions),
-                      batch_sizes(runs, published, method, dimensions), sheets(found, labels, paths, image, seed),
-                      tsne(folder / "features.npz", features, paths, image, seed), training(log),
-                      recipe(folder, record, again)])  # fmt: skip
+                      batch_sizes(runs, published, method, dimensions),
+                      or_why_not(sheets, "Retrieved images", features, labels, paths, image, seed),
+                      or_why_not(tsne, "Map of the embedding", folder / "features.npz", features, paths, image, seed),
+                      training(log), recipe(folder, record, again)])  # fmt: skip
     links = "".join(f'<a href="#{words.split()[0].lower()}">{words}</a>' for words in re.findall(r"<h2>(.+?)</h2>", body))
     body = re.sub(r"<h2>(\w+)", lambda words: f'<h2 id="{words[1].lower()}">{words[1]}', body)
-    fields = {"title": escape(title), "body": f"{top}\n<nav>{links}</nav>\n{body}", "columns": str(found.rows.shape[1] + 1)}
+    fields = {"title": escape(title), "body": f"{top}\n<nav>{links}</nav>\n{body}", "columns": str(figures.NEIGHBOURS + 1)}
     return re.sub(r"\{\{(\w+)\}\}", lambda field: fields[field[1]], TEMPLATE.read_text())
 
 

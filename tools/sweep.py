@@ -54,6 +54,8 @@ SAY = 60  # seconds between two lines about the cells at work
 def cells_of(data_set, methods, dims, batches, seeds, variables):
     """The Cells of a sweep. pool5 is one cell: nothing is trained. No batch stands for the method's own."""
     found = {}
+    if data_set.endswith("_holdout"):
+        variables = {**variables, "HOLDOUT": "1"}
     for method, dim, batch, seed in itertools.product(methods, dims, batches, seeds):
         if method == "pool5":
             name, given = "pool5", {"METHOD": "pool5"}
@@ -133,7 +135,7 @@ def on_slurm(cells, folder, options):
     while len(ended) < len(jobs):
         time.sleep(POLL)
         now = slurm_states(first)
-        for cell in cells:
+        for cell in cells if now is not None else []:
             job = jobs[cell.name]
             if cell.name in ended:
                 continue
@@ -154,9 +156,11 @@ def on_slurm(cells, folder, options):
 
 
 def slurm_states(array):
-    """{job id: state} of a job array, as squeue tells; a job that Slurm has forgotten is not there."""
+    """{job id: state} of a job array, as squeue tells, None where it cannot; a job that Slurm has forgotten is not there."""
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={array}", "--format=%i %T"]
     done = subprocess.run(command, text=True, capture_output=True)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
     return dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
 
 
@@ -223,11 +227,17 @@ def main():
         ended = here(cells, arguments.jobs, max(1, (os.cpu_count() or 1) // arguments.jobs))
     failed = report(cells, ended)
     if DONE in ended.values():
-        published = [] if arguments.set.startswith("demo") else ["--published", arguments.set]
-        for tool, out in (("compare", "report.md"), ("plots", "curves.png")):
-            subprocess.run([sys.executable, f"tools/{tool}.py", "--runs", f"runs/{arguments.set}", *published,
-                            "--out", f"runs/{arguments.set}/{out}"], check=True)  # fmt: skip
+        failed += not draw_tables(arguments.set)
     return 130 if STOPPED in ended.values() else 1 if failed else 0
+
+
+def draw_tables(data_set):
+    """Tables and figures of all finished runs of the set; False where they cannot be made, which the commands explain."""
+    published = [] if data_set.startswith("demo") else ["--published", data_set]
+    made = [subprocess.run([sys.executable, f"tools/{tool}.py", "--runs", f"runs/{data_set}", *published,
+                            "--out", f"runs/{data_set}/{out}"]).returncode == 0
+            for tool, out in (("compare", "report.md"), ("plots", "curves.png"))]  # fmt: skip
+    return all(made)
 
 
 if __name__ == "__main__":

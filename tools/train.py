@@ -107,13 +107,21 @@ def check_data(net):
     return contents
 
 
+def difference(name, then, now):
+    """Two values of the setting `name`, in words; of the data, which is known by checksums, what has another one."""
+    if name == "data" and then and now:
+        changed = sorted(path for path in {*then, *now} if then.get(path) != now.get(path))
+        return f"other images, another split or another batch plan ({', '.join(changed)})"
+    return f"{then!r} then, {now!r} now"
+
+
 def prepare(run, solver, net, settings):
     """Write the run's files, or check that they are those of an earlier call; ValueError lists what differs."""
     texts = {"solver.prototxt": text_format.MessageToString(solver), "train_val.prototxt": text_format.MessageToString(net)}
     record = run / "run.json"
     if record.exists():
         earlier = json.loads(record.read_text())
-        changed = [f"    {name}: {earlier['settings'].get(name)!r} then, {settings.get(name)!r} now"
+        changed = [f"    {name}: {difference(name, earlier['settings'].get(name), settings.get(name))}"
                    for name in sorted({*earlier["settings"], *settings})
                    if earlier["settings"].get(name) != settings.get(name)]  # fmt: skip
         changed += [f"    {name}: is not what this call would write" for name, text in texts.items()

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_prep.files import sha256, written_aside
-from tools.features import load_features
+from tools.features import TooFew, load_features
 from tools.figures import image_reader, nearest
 
 MOST = 10000  # images on a map; more are sampled (the paper's maps have 5,924 and 8,131)
@@ -40,7 +40,7 @@ def embed(features, seed=1):
     """Places (N, 2) of features (N, c) by Barnes-Hut t-SNE, perplexity 30 or a third of N where that is less."""
     count = len(features)
     if count < 8:
-        raise ValueError(f"a map of {count} images shows nothing; it takes 8")
+        raise TooFew(f"a map of {count} images shows nothing; it takes 8")
     x = np.asarray(features - features.mean(axis=0), np.float64)
     perplexity = min(SETTINGS["perplexity"], (count - 1) / 3)
     found, distance = nearest(x, np.arange(count), min(count - 1, int(3 * perplexity)))
