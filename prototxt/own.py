@@ -6,11 +6,7 @@ from prototxt.text import Enum, because, render
 
 HEADER = "# Made by `make train` (prototxt/own.py) for this set.\n"
 SMALL, GOOGLENET = "small", "googlenet"  # the kinds of net
-
-
-def smallest_crop():
-    """Pixels a side below which the small net has nothing left to pool."""
-    return 16
+SMALLEST_CROP = 16  # pixels a side below which the small net has nothing left to pool
 
 
 def crop_of(kind, size):

@@ -270,7 +270,7 @@ def test_evaluate_and_compare_commands(tmp_path):
     assert metrics["recall_at"] == {"1": 1.0, "10": 1.0, "100": 1.0} and metrics["n"] == 120 and metrics["classes"] == 10
     assert metrics["baselines"]["raw_pixels"]["recall_at"]["1"] < 0.4 and metrics["clustering"]["method"] == "kmeans"
     done = tool("tools/compare.py", "--metrics", out, "--out", tmp_path / "report.md", **without)
-    assert done.returncode == 0 and "| lifted structured embedding |    100.0 |" in done.stdout
+    assert done.returncode == 0 and "| the embedding     |    100.0 |" in done.stdout
     assert "raw pixels, 16x16" in (tmp_path / "report.md").read_text()
     for script, arguments, message in (
         ("evaluate", ("--features", tmp_path / "good.npz", "--baseline", f"x={tmp_path}/other.npz"), "of other images"),

@@ -1,6 +1,7 @@
 """One's own images, from a folder or a list to the report, as a person calls it; and what is chosen for them."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from PIL import Image
 
 from data_prep.batch_plan import make_plan
 from data_prep.folder import read_images
+from data_prep.imagenet import MEAN_SHA1
 from prototxt import own
 from tools.own import choose_batch, choose_iterations, choose_net
 
@@ -107,6 +109,20 @@ def test_wrong_calls(checkout, tmp_path, given, message):
 def test_too_few_classes(checkout, tmp_path):
     done = make(checkout, f"DATA={draw_images(tmp_path / 'images', 2, 9)}", "NAME=x")
     assert done.returncode != 0 and "has 2 classes; three are needed at least" in done.stderr
+
+
+def test_googlenet_from_given_weights(caffe, checkout, tmp_path):
+    caffe.set_random_seed(1)
+    caffe.Net(str(ROOT / "prototxt/cub/lifted_64/deploy.prototxt"), caffe.TEST).save(str(tmp_path / "start.caffemodel"))
+    images = draw_images(tmp_path / "images", 4, 2)
+    done = make(checkout, f"DATA={images}", "NAME=deep", "ITERS=1", "METHOD=triplet", f"WEIGHTS={tmp_path}/start.caffemodel")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"net: GoogLeNet, from {tmp_path}/start.caffemodel." in done.stdout
+    (home,) = (checkout / "runs/deep").glob("triplet_64_m*/seed1")
+    model = json.loads((home / "model.json").read_text())
+    assert (model["image_size"], model["crop"], model["dimensions"]) == (256, 227, 64)
+    assert hashlib.sha1((checkout / "data/deep/mean.binaryproto").read_bytes()).hexdigest() == MEAN_SHA1
+    assert json.loads((home / "run.json").read_text())["settings"]["weights"]["bvlc_googlenet"] is False
 
 
 def test_three_classes_are_enough_and_a_small_report_says_what_it_lacks(checkout, tmp_path):

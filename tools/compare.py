@@ -113,7 +113,7 @@ def one_run(paths, name):
     for metrics in found:
         iteration = training_of(metrics).get("iteration")
         here = "here" if iteration is None else f"here: after {iteration:,} iterations"
-        rows.append((here if name else METHODS.get(method, method), percent([metrics])))
+        rows.append((here if name else METHODS.get(method, "the embedding"), percent([metrics])))
     text = [*doubts([last]), images(last), table(rows), " ".join(scoring(last))]
     if name:
         text.append("\n".join([f"Recipe: {recipe([last]) or 'not known.'}", *cautions(last)]))

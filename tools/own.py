@@ -30,6 +30,7 @@ from data_prep.folder import read_images
 from data_prep.imagenet import check_file
 from data_prep.write_set import read_set
 from prototxt import own
+from prototxt.layers import LOSSES
 
 TAKEN = ("cub", "cars196", "sop", "demo", "demo_holdout", "downloads", "figures")  # names of data/ and runs/
 # Passes over the training images, the demo's and about the paper's on Online Products; and what they are kept between.
@@ -118,46 +119,9 @@ def write_nets(folder, files):
                 aside.write_text(text)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=user_path, required=True, help="folder with a folder for each class, or list.csv (DATA)")
-    parser.add_argument("--name", required=True, help="of the set: data/<name>, runs/<name> (NAME)")
-    parser.add_argument("--method", choices=("lifted", "contrastive", "triplet"), default="lifted", help="the loss (METHOD)")
-    parser.add_argument("--dim", type=int, default=64, help="size of the embedding (default 64; DIM)")
-    parser.add_argument("--seed", type=int, default=1, help="of the training (default 1; SEED)")
-    parser.add_argument("--split", type=int, default=1, help="seed of the split of the classes (default 1; SPLIT)")
-    parser.add_argument("--net", choices=(own.SMALL, own.GOOGLENET), help="default: googlenet with --weights, else small (NET)")
-    parser.add_argument("--weights", type=user_path, help=".caffemodel to start GoogLeNet from (WEIGHTS)")
-    parser.add_argument("--size", type=int, help="pixels a side of the stored images (default 64, GoogLeNet 256; SIZE)")
-    parser.add_argument("--iterations", type=int, help="default by the number of training images (ITERS)")
-    parser.add_argument(
-        "--test", type=float, help=f"share of classes kept for the report (default {TEST}, of few classes half; TEST)"
-    )
-    parser.add_argument("--no-mirror", action="store_true", help="do not mirror images in training (MIRRORED=no)")
-    parser.add_argument("--skip-unreadable", action="store_true", help="pass over files that cannot be decoded (UNREADABLE=skip)")
-    parser.add_argument("--run", help="name of the run's folder (default seed<seed>; RUN)")
-    arguments = parser.parse_args()
-    run_name = arguments.run or f"seed{arguments.seed}"
-    for option, name in (("--name", arguments.name), ("--run", run_name)):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in TAKEN:
-            parser.error(f"{option}: {name!r} must be letters, digits, - and _, and none of {', '.join(TAKEN)}")
-    if any(number is not None and number < 1 for number in (arguments.dim, arguments.iterations, arguments.size)):
-        parser.error("--dim, --iterations and --size must be positive")
-    if min(arguments.seed, arguments.split) < 0:
-        parser.error("--seed and --split must not be negative")
-    if arguments.test is not None and not 0 < arguments.test < 1:
-        parser.error(f"--test must lie between 0 and 1, not {arguments.test}")
-    if arguments.weights:
-        check_file(arguments.weights)
-    kind, why = choose_net(arguments.net, arguments.weights)
-    size = arguments.size if arguments.size is not None else SIZE[kind]
-    if (kind == own.GOOGLENET and size != SIZE[kind]) or own.crop_of(kind, size) < own.smallest_crop():
-        parser.error(f"--size {size}: GoogLeNet takes images of 256, the small net of 19 pixels at least")
-    print(f"net: {why}", flush=True)
-
-    # 1. The set, its plan and the nets.
+def make_set(arguments, kind, size):
+    """Make data/<name>; returns the Folder of images and the labels of those that train. ValueError where there are too few."""
     data_set = Path("data", arguments.name)
-    plans = "triplets" if arguments.method == "triplet" else "pairs"
     with locked(data_set, "making a set"):
         found = read_images(arguments.images)
         if len(found.images) < 3:
@@ -170,27 +134,35 @@ def main():
     if np.unique(labels_of(data_set / "test.csv"), return_counts=True)[1].max() < 2:
         raise ValueError(f"{arguments.images}: no class that is kept for the report has two images, so that nothing can be "
                          f"measured; SPLIT= and TEST= choose others, once data/{arguments.name} is removed")  # fmt: skip
-    labels = labels_of(data_set / "train.csv")
+    return found, labels_of(data_set / "train.csv")
+
+
+def fit(arguments, kind, size, labels):
+    """Write the plan and the nets, train, and make a model of it; returns the run's folder and its deploy net."""
+    data_set = Path("data", arguments.name)
+    plans = "triplets" if arguments.method == "triplet" else "pairs"
     batch, batches = choose_batch(labels, plans)
     ensure_plan(data_set, plans, batch)
     iterations = arguments.iterations or choose_iterations(len(labels), batch, kind)
     print(f"training: {len(labels):,} images, {batch} a batch ({batches:,} batches), {iterations:,} iterations", flush=True)
     suffix = "" if batch == OWN_BATCH[plans] else f"_m{batch}"
     home = Path("runs", arguments.name, f"{arguments.method}_{arguments.dim}{suffix}")
-    folder, nets = home / run_name, home / "net"
+    folder, nets = home / arguments.run, home / "net"
     write_nets(nets, own.files(arguments.name, kind, arguments.method, arguments.dim, size, not arguments.no_mirror,
                                plan_file(batch, plans), iterations, nets))  # fmt: skip
-
-    # 2. Training, features, scores.
-    given = ["--set", data_set]
     threads = 1 if kind == own.SMALL else None  # its matrices are small: two threads take longer than one
     start = ["--weights", arguments.weights] if arguments.weights else []
-    step("tools/train.py", "--solver", nets / "solver.prototxt", *given, "--run", folder, "--seed", arguments.seed,
+    step("tools/train.py", "--solver", nets / "solver.prototxt", "--set", data_set, "--run", folder, "--seed", arguments.seed,
          "--batch", batch, *start, threads=threads)  # fmt: skip
-    deploy, metrics, features = nets / "deploy.prototxt", folder / "metrics.json", folder / "features.npz"
-    step("tools/model_folder.py", *given, "--run", folder, "--net", deploy)  # what a person takes away
+    step("tools/model_folder.py", "--set", data_set, "--run", folder, "--net", nets / "deploy.prototxt")
+    return folder, nets / "deploy.prototxt"
+
+
+def score(name, size, folder, deploy):
+    """Features, scores and the report of the run in `folder`."""
+    given = ["--set", Path("data", name)]
+    metrics, features, untrained = folder / "metrics.json", folder / "features.npz", folder / "features_untrained.npz"
     with locked(folder, "scoring"):
-        untrained = folder / "features_untrained.npz"
         for weights, out in (("model", features), ("snapshot_iter_0", untrained)):
             step("tools/extract.py", *given, "--net", deploy, "--weights", folder / f"{weights}.caffemodel", "--out", out)
         baselines = ["--baseline", f"untrained={untrained}"]
@@ -198,11 +170,54 @@ def main():
             step("tools/extract.py", *given, "--pixels", 16, "--out", folder / "raw_pixels.npz")
             baselines += ["--baseline", f"raw_pixels={folder / 'raw_pixels.npz'}"]
         step("tools/evaluate.py", "--features", features, "--out", metrics, *baselines)
-
-        # 3. What people look at.
         step("tools/compare.py", "--metrics", metrics, "--out", folder / "report.md")
         again = shlex.join(["python", "tools/own.py", *sys.argv[1:]])
         step("tools/report.py", *given, "--run", folder, "--out", folder / "report.html", "--again", again)
+
+
+def read_arguments():
+    """What the person asked for, the kind of net and the size of the images; leaves with a message for what cannot be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=user_path, required=True, help="folder with a folder for each class, or list.csv (DATA)")
+    parser.add_argument("--name", required=True, help="of the set: data/<name>, runs/<name> (NAME)")
+    parser.add_argument("--method", choices=tuple(LOSSES), default="lifted", help="the loss (METHOD)")
+    parser.add_argument("--dim", type=int, default=64, help="size of the embedding (default 64; DIM)")
+    parser.add_argument("--seed", type=int, default=1, help="of the training (default 1; SEED)")
+    parser.add_argument("--split", type=int, default=1, help="seed of the split of the classes (default 1; SPLIT)")
+    parser.add_argument("--net", choices=(own.SMALL, own.GOOGLENET), help="default: googlenet with --weights, else small (NET)")
+    parser.add_argument("--weights", type=user_path, help=".caffemodel to start GoogLeNet from (WEIGHTS)")
+    parser.add_argument("--size", type=int, help="pixels a side of the stored images (default 64, GoogLeNet 256; SIZE)")
+    parser.add_argument("--iterations", type=int, help="default by the number of training images (ITERS)")
+    parser.add_argument("--test", type=float, help=f"share of the classes that is kept for the report (default {TEST}; TEST)")
+    parser.add_argument("--no-mirror", action="store_true", help="do not mirror images in training (MIRRORED=no)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="pass over files that cannot be decoded (UNREADABLE=skip)")
+    parser.add_argument("--run", help="name of the run's folder (default seed<seed>; RUN)")
+    arguments = parser.parse_args()
+    arguments.run = arguments.run or f"seed{arguments.seed}"
+    for option, name in (("--name", arguments.name), ("--run", arguments.run)):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in TAKEN:
+            parser.error(f"{option}: {name!r} must be letters, digits, - and _, and none of {', '.join(TAKEN)}")
+    if any(number is not None and number < 1 for number in (arguments.dim, arguments.iterations, arguments.size)):
+        parser.error("--dim, --iterations and --size must be positive")
+    if min(arguments.seed, arguments.split) < 0:
+        parser.error("--seed and --split must not be negative")
+    if arguments.test is not None and not 0 < arguments.test < 1:
+        parser.error(f"--test must lie between 0 and 1, not {arguments.test}")
+    if arguments.weights:
+        check_file(arguments.weights)
+    kind, why = choose_net(arguments.net, arguments.weights)
+    size = arguments.size or SIZE[kind]
+    if (kind == own.GOOGLENET and size != SIZE[kind]) or own.crop_of(kind, size) < own.SMALLEST_CROP:
+        parser.error(f"--size {size}: GoogLeNet takes images of 256, the small net of 19 pixels at least")
+    print(f"net: {why}", flush=True)
+    return arguments, kind, size
+
+
+def main():
+    arguments, kind, size = read_arguments()
+    found, labels = make_set(arguments, kind, size)
+    folder, deploy = fit(arguments, kind, size, labels)
+    score(arguments.name, size, folder, deploy)
     print(f"report: {folder}/report.html\n"
           f"search: .venv/bin/python tools/search.py index {shlex.quote(str(common_folder(found)))} --model {folder}")  # fmt: skip
 
