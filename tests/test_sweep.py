@@ -126,7 +126,8 @@ def test_a_cell(tmp_path):
     assert one.run() == DONE and one.last_lines(2) == ["one", "two"]
     assert a_cell(tmp_path, "echo another process is scoring in this folder; exit 1").run() == BUSY
     assert one.last_lines(2) == ["one", "two"]  # the log is the other process's
-    assert a_cell(tmp_path, "echo wrong; exit 1").run() == "failed with status 1" and one.last_lines(2) == ["wrong"]
+    assert a_cell(tmp_path, "echo wrong; exit 1").run() == "failed with status 1"
+    assert one.last_lines(2) == ["$ bash -c 'echo wrong; exit 1'", "wrong"]  # below what was said before
     assert a_cell(tmp_path, "kill -9 $$").run() == "failed with status -9"
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["cell.log"]
 

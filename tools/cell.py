@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,7 +34,7 @@ class Cell:
     def run(self, environment=None):
         """Run the command to its end; DONE, BUSY where another process holds its folder, STOPPED, or what went wrong.
 
-        Its output gets a file of its own, which becomes the log at the end: other sweeps may be at the same cell.
+        Its output gets a file of its own, which is added to the log at the end: other sweeps may be at the same cell.
         """
         # What make called the sweep with is none of the cell's; nor is the name of a run, since each cell has its own.
         environment = {name: value for name, value in (environment or os.environ).items()
@@ -40,6 +42,8 @@ class Cell:
         self.output = f"{self.log}.{socket.gethostname()}.{os.getpid()}"
         Path(self.output).parent.mkdir(parents=True, exist_ok=True)
         with open(self.output, "wb") as output:
+            output.write(f"$ {shlex.join(self.command)}\n".encode())
+            output.flush()
             self.process = subprocess.Popen(self.command, cwd=self.home, env=environment, stdout=output, stderr=subprocess.STDOUT,
                                             stdin=subprocess.DEVNULL, start_new_session=True,
                                             preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))  # fmt: skip
@@ -58,7 +62,10 @@ class Cell:
         return STOPPED if status in STOPPED_STATUS or re.search(STOPPED_WORDS, said) else f"failed with status {status}"
 
     def _keep_output(self):
-        os.replace(self.output, self.log)
+        """Add the output to the log, below what the cell said before it was stopped and sent again."""
+        with open(self.output, "rb") as said, open(self.log, "ab") as log:
+            shutil.copyfileobj(said, log)
+        os.unlink(self.output)
         self.output = None
 
     def stop(self, number=signal.SIGTERM):
