@@ -63,7 +63,7 @@ test: env ## all tests, and ruff
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m pytest -q tests
 
-test-slurm: env ## a sweep on a real Slurm of this machine alone (as root; apt: slurm-wlm munge), about 6 minutes
+test-slurm: env ## a sweep on a real Slurm of this machine alone (as root; apt: slurm-wlm munge), about 7 minutes
 	@$(PYTHON) -m pytest -q tests/check_slurm.py
 
 lint: env ## ruff, mending what it can

@@ -80,7 +80,7 @@ def gather(runs, published, dimensions=None):
     baselines = {}
     for one in experiments:
         if one["dimensions"] == dimensions:
-            ks = set.intersection(*(set(metrics["recall_at"]) for metrics in one["runs"]))
+            ks = sorted(set.intersection(*(set(metrics["recall_at"]) for metrics in one["runs"])), key=int)
             points = {int(k): [100 * metrics["recall_at"][k] for metrics in one["runs"]] for k in ks}
             curves.recall.append(Series(_label(one), points, styles[_label(one)]))
         for metrics in one["runs"]:
