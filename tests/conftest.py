@@ -28,7 +28,7 @@ def caffe():
     return caffe
 
 
-def draw_images(folder, classes, each, seed=0, side=24):
+def draw_images(folder, classes, each, seed=0, side=24, noise=12):
     """A folder of `classes` classes of `each` PNGs: a colour and a bright corner a class, noise an image."""
     random = np.random.default_rng(seed)
     for number in range(classes):
@@ -36,7 +36,7 @@ def draw_images(folder, classes, each, seed=0, side=24):
         colour = random.integers(30, 225, 3)
         corner = random.integers(0, side // 2, 2)
         for image in range(each):
-            pixels = np.clip(colour + random.normal(0, 12, (side, side, 3)), 0, 255)
+            pixels = np.clip(colour + random.normal(0, noise, (side, side, 3)), 0, 255)
             pixels[corner[0] : corner[0] + side // 2, corner[1] : corner[1] + side // 2] += 20
             Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"class{number:03}" / f"{image}.png")
     return folder

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +134,35 @@ def test_a_damaged_snapshot_is_passed_over(trained, tmp_path, small_set):
     assert "going on from iteration 100" in done.stdout
     with open(tmp_path / "run" / "log.csv", newline="") as stream:
         assert [int(row["iteration"]) for row in csv.DictReader(stream)] == list(range(1, LENGTH + 1))
+    assert_equal_weights(tmp_path / "run" / "model.caffemodel", trained / "run" / "model.caffemodel")
+
+
+@pytest.mark.parametrize("change", ["shape", "count", "iteration", "nan history", "nan weights", "short weights"])
+def test_a_snapshot_that_caffe_would_abort_on_or_go_wrong_with_is_passed_over(trained, tmp_path, small_set, change):
+    solver = write_solver(tmp_path, small_set, dropout=0.2, snapshot=50, iterations=LENGTH)
+    assert train(solver, tmp_path / "run", "--seed", 5).returncode == 0
+    (tmp_path / "run" / "model.caffemodel").unlink()
+    path = tmp_path / "run" / "snapshot_iter_200.solverstate"
+    state = SolverState.FromString(path.read_bytes())
+    weights = NetParameter.FromString(Path(state.learned_net).read_bytes())
+    blob = next(layer for layer in weights.layer if layer.name == "conv").blobs[0]
+    if change == "shape":
+        state.history[1].shape.dim[:] = state.history[1].shape.dim[::-1]
+    elif change == "count":
+        del state.history[-1]
+    elif change == "iteration":
+        state.iter = 150
+    elif change == "nan history":
+        state.history[1].data[0] = np.nan
+    elif change == "nan weights":
+        blob.data[3] = np.inf
+    else:
+        del blob.data[-1]
+    path.write_bytes(state.SerializeToString())
+    Path(state.learned_net).write_bytes(weights.SerializeToString())
+    done = train(solver, tmp_path / "run", "--seed", 5)
+    assert done.returncode == 0 and done.stdout.count("passing over a snapshot") == 1, done.stderr
+    assert "going on from iteration 150" in done.stdout
     assert_equal_weights(tmp_path / "run" / "model.caffemodel", trained / "run" / "model.caffemodel")
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from caffe_pb2 import NetParameter
+import numpy as np
+from caffe_pb2 import NetParameter, SolverState
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
@@ -51,6 +52,29 @@ def check_weights(net, path, new=()):
     for name, shapes in wanted.items():
         if saved.get(name) and not (len(shapes) == len(saved[name]) and all(map(_same_shape, saved[name], shapes))):
             raise ValueError(f"{path}: layer {name!r} has weights of shape {saved[name]}, the net needs {shapes}")
+
+
+def check_state(net, path, iteration):
+    """Raise ValueError unless the .solverstate at `path` is one that Caffe can go on from with `net` (a caffe.Net).
+
+    It must be of `iteration`, have a history (one of SGD, two of Adam) of the shape of each parameter, and weights that fit;
+    all of them finite. Caffe would abort on a wrong shape, and go on with NaN.
+    """
+    state = read_binary(path, SolverState())
+    if state.iter != iteration:
+        raise ValueError(f"{path}: is of iteration {state.iter}, not of {iteration} as its name says")
+    # Layers that share a blob have one history.
+    wanted = list({blob.data.ctypes.data: tuple(blob.data.shape) for blobs in net.params.values() for blob in blobs}.values())
+    found = [tuple(blob.shape.dim) for blob in state.history]
+    if found not in (wanted, wanted * 2):
+        raise ValueError(f"{path}: has {len(found)} histories of other shapes than the net's {len(wanted)} parameters")
+    check_weights(net, state.learned_net)
+    weights = read_binary(state.learned_net, NetParameter())
+    for file, blobs in ((path, state.history), (state.learned_net, (blob for layer in weights.layer for blob in layer.blobs))):
+        for blob in blobs:
+            values = np.array(blob.data, np.float32)
+            if values.size != np.prod(blob.shape.dim) or not np.isfinite(values).all():
+                raise ValueError(f"{file}: holds values that are not finite, or not as many as its shapes say")
 
 
 def _same_shape(saved, wanted):

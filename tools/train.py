@@ -46,7 +46,7 @@ from data_prep.imagenet import known_weights
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
-from tools.caffe_files import check_weights, read_binary, read_text
+from tools.caffe_files import check_state, check_weights, read_binary, read_text
 from tools.versions import versions
 from tools.watch import Watch
 
@@ -195,8 +195,7 @@ class Snapshots:
         """Go on from the newest snapshot that is whole; one that is not is named and passed over."""
         for state in self.states():
             try:
-                message = read_binary(state, SolverState())
-                check_weights(self.solver.net, message.learned_net)
+                check_state(self.solver.net, state, _iteration(state))
             except ValueError as error:
                 print(f"passing over a snapshot: {error}")
                 continue
