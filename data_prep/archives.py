@@ -104,6 +104,8 @@ def _folder(path):
 
 
 def _tar(path):
+    if not path.is_file():
+        raise ValueError("is a pipe or a device, and no archive")
     with open(path, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)

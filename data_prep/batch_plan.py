@@ -151,12 +151,12 @@ def kind_of(path):
 
 
 def write_plan(path, labels, batch=None, seed=1, max_positive_pairs=MAX_POSITIVE_PAIRS, kind="pairs"):
-    """Draw the plan and write it as .npz: `batches` (n, m), the number of `images` it was made for, and the facts."""
+    """Draw the plan and write it as .npz: `batches` (n, m), the number of `images` it was made for, their labels, and the facts."""
     batch = batch or OWN_BATCH[kind]
     make = {"pairs": make_plan, "triplets": make_triplet_plan}[kind]
     batches, facts = make(labels, batch, seed, max_positive_pairs)
     with written_aside(path) as aside:
-        np.savez(aside, batches=batches, images=len(labels), batch=batch, seed=seed, **facts)
+        np.savez(aside, batches=batches, images=len(labels), labels=np.asarray(labels), batch=batch, seed=seed, **facts)
     of = (f"{facts['positive_pairs']:,} positive pairs, {facts['repeated']:,} of them twice to fill the last batch"
           if kind == "triplets" else f"{facts['positive_pairs']:,} positive pairs (each image with itself among them) and "
           f"{facts['negative_pairs']:,} negative ones")  # fmt: skip
@@ -171,9 +171,18 @@ def write_plan(path, labels, batch=None, seed=1, max_positive_pairs=MAX_POSITIVE
 
 def labels_of(csv_path):
     """The column `label` of a set's train.csv."""
+    return read_list(csv_path)[1]
+
+
+def read_list(csv_path):
+    """The columns `path` and `label` of a set's train.csv or test.csv, two lists; ValueError where it is no such list."""
     try:
         with open(csv_path, newline="", errors="surrogateescape") as stream:
-            return [int(row["label"]) for row in csv.DictReader(stream)]
+            rows = list(csv.DictReader(stream))
+            paths, labels = [row["path"] for row in rows], [int(row["label"]) for row in rows]
+            if None in paths:
+                raise ValueError("a row has no path")
+            return paths, labels
     except FileNotFoundError:
         raise ValueError(f"{csv_path}: not there; make data-<set> makes a set of ours, data_prep/build_set.py any other") from None
     except (KeyError, TypeError, ValueError) as error:

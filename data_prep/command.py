@@ -31,7 +31,9 @@ def run(name, main):
     try:
         sys.exit(main())
     except OSError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(DISK_FULL if isinstance(error, DiskFull) or error.errno in (errno.ENOSPC, errno.EDQUOT) else 1)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "; what was finished is kept: make room, and the same command goes on" if full else ""
+        print(f"{name}: {error}{advice}", file=sys.stderr)
+        sys.exit(DISK_FULL if full or isinstance(error, DiskFull) else 1)
     except (ValueError, ImportError) as error:
         sys.exit(f"{name}: {error}")

@@ -16,7 +16,8 @@ from pathlib import Path
 def written_aside(path):
     """Yield a path beside `path` to write a file or a folder at; it gets its final name when the block ends well.
 
-    What an interrupted call left aside is removed first. A file or folder that has the name already is replaced.
+    What an interrupted call left aside is removed first. A file that has the name already is replaced, and a folder by a
+    folder; IsADirectoryError where a folder stands in a file's place.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +26,7 @@ def written_aside(path):
     try:
         yield aside
         _sync(aside)
-        if path.is_dir():
+        if aside.is_dir() and path.is_dir():
             remove(path)  # rename replaces a file, but no folder that holds something
         os.replace(aside, path)
         _sync_entry(path.parent)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 import threading
 
 import numpy as np
@@ -45,6 +46,8 @@ class Room:
 
 DECODING = Room(256 << 20)
 BYTES_A_PIXEL = 12  # what decoding and converting to three channels takes, copies included
+# What is opened at all. Of the rest that Pillow knows, some call other programs: PostScript runs Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 64_000_000  # the largest image of the paper's sets has 40 million
 
 
@@ -56,7 +59,7 @@ def load_image(source, size, resize="plain", upright=True):
     Raises OSError or ValueError for a file that cannot be decoded.
     """
     try:
-        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        opened = open_image(io.BytesIO(source) if isinstance(source, bytes) else source)
         if opened.width * opened.height > MOST_PIXELS:
             raise ValueError(f"has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}; make it smaller")
         with opened as image, DECODING.of(image.width * image.height * BYTES_A_PIXEL):
@@ -68,6 +71,13 @@ def load_image(source, size, resize="plain", upright=True):
     except Exception as error:  # damaged files come out of the decoders in many ways
         raise ValueError(f"{type(error).__name__}: {error}") from None
     return np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1))
+
+
+def open_image(source):
+    """The image at a path or in a file object, opened by Pillow; ValueError for what is no file, and would block or never end."""
+    if isinstance(source, str | os.PathLike) and os.path.exists(source) and not os.path.isfile(source):
+        raise ValueError("is a folder, a pipe or a device, and no image")
+    return Image.open(source, formats=FORMATS)
 
 
 def three_channels(image, upright):

@@ -13,12 +13,12 @@ import argparse
 from pathlib import Path
 
 import lmdb
-import numpy as np
 from tqdm import tqdm
 
 from data_prep.batch_plan import BATCH, plan_file
 from data_prep.files import locked, remove_partials, require_space, written_aside
 from data_prep.write_set import COMMIT_EVERY, disk_errors
+from pair_batch import ImageDatabase, read_plan
 
 
 def paired_file(batch=BATCH):
@@ -31,26 +31,25 @@ def write_paired(source, plan, target):
     if target.exists():
         print(f"{target}: is made already")
         return
-    order = np.load(plan)["batches"].ravel()
-    with lmdb.open(str(source), readonly=True, lock=False, create=False) as images, images.begin(buffers=True) as reading:
-        keys = [bytes(key) for key in reading.cursor().iternext(keys=True, values=False)]
-        value_bytes = -(-len(reading.get(keys[0])) // 4096) * 4096 + 256  # an LMDB stores it in whole pages, and its key
-        needed = order.size * value_bytes
-        once = len(keys) * value_bytes
-        print(f"{target}: {order.size:,} images, {needed / 1e9:.3g} GB ({source.name} has {once / 1e9:.3g} GB)")
-        remove_partials(target.parent)
-        require_space(target.parent, needed, "The layout without repetition (LAYOUT=once) needs no more than is there.")
-        with (
-            disk_errors(target.parent),
-            written_aside(target) as aside,
-            lmdb.open(str(aside), map_size=2 * needed + (64 << 20)) as environment,
-            tqdm(total=order.size, desc=target.name, unit="image", mininterval=0.5) as bar,
-        ):
-            for start in range(0, order.size, COMMIT_EVERY):
-                with environment.begin(write=True) as writing:
-                    for place, image in enumerate(order[start : start + COMMIT_EVERY], start):
-                        writing.put(b"%08d" % place, reading.get(keys[image]), append=True)
-                bar.update(min(COMMIT_EVERY, order.size - start))
+    images = ImageDatabase(str(source))
+    order = read_plan(plan, len(images))[0].ravel()
+    value_bytes = -(-len(images.record(0)) // 4096) * 4096 + 256  # an LMDB stores it in whole pages, and its key
+    needed = order.size * value_bytes
+    once = len(images) * value_bytes
+    print(f"{target}: {order.size:,} images, {needed / 1e9:.3g} GB ({source.name} has {once / 1e9:.3g} GB)")
+    remove_partials(target.parent)
+    require_space(target.parent, needed, "The layout without repetition (LAYOUT=once) needs no more than is there.")
+    with (
+        disk_errors(target.parent),
+        written_aside(target) as aside,
+        lmdb.open(str(aside), map_size=2 * needed + (64 << 20)) as environment,
+        tqdm(total=order.size, desc=target.name, unit="image", mininterval=0.5) as bar,
+    ):
+        for start in range(0, order.size, COMMIT_EVERY):
+            with environment.begin(write=True) as writing:
+                for place, image in enumerate(order[start : start + COMMIT_EVERY], start):
+                    writing.put(b"%08d" % place, images.record(image), append=True)
+            bar.update(min(COMMIT_EVERY, order.size - start))
 
 
 def main():

@@ -12,6 +12,8 @@ import numpy as np
 from caffe_pb2 import BlobProto, Datum
 from google.protobuf.message import DecodeError
 
+LABELS = 1 << 24  # labels are float32 in Caffe, where from here on two of them are one
+
 
 class SharedEnvironment:
     """An open LMDB. py-lmdb opens none twice in a process, so that all who read one share it, and the last closes it."""
@@ -29,6 +31,10 @@ class SharedEnvironment:
     def __init__(self, path):
         # Read-only and never changed once it has its name: no lock file is needed, and none is written.
         self.lmdb = lmdb.open(path, readonly=True, lock=False, create=False)
+        wanted = (self.lmdb.info()["last_pgno"] + 1) * self.lmdb.stat()["psize"]
+        found = os.path.getsize(os.path.join(path, "data.mdb") if os.path.isdir(path) else path)
+        if found < wanted:  # reading what is cut off would end the process with a bus error
+            raise lmdb.CorruptedError(f"data.mdb has {found:,} bytes, but should have {wanted:,}")
 
 
 class ImageDatabase:
@@ -55,10 +61,14 @@ class ImageDatabase:
     def __len__(self):
         return len(self.keys)
 
+    def record(self, index):
+        """The bytes of the Datum of the index-th key."""
+        return self.transaction.get(self.keys[index])
+
     def read(self, index):
         """(image (channels, height, width) uint8, label) of the index-th key."""
         try:
-            self.datum.ParseFromString(self.transaction.get(self.keys[index]))
+            self.datum.ParseFromString(self.record(index))
         except DecodeError:
             raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} holds no Datum of Caffe") from None
         datum = self.datum
@@ -69,6 +79,8 @@ class ImageDatabase:
         if self.image_shape not in (None, shape):
             raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} is an image of {shape}, "
                              f"the others of {self.image_shape}")  # fmt: skip
+        if not datum.HasField("label") or not 0 <= datum.label < LABELS:
+            raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} has no label in 0..{LABELS - 1:,}")
         return np.frombuffer(datum.data, np.uint8).reshape(shape), datum.label
 
 
@@ -133,7 +145,8 @@ class PairBatches:
 
     def __init__(self, lmdb, plan, mean_file, crop, mirror, seed, random):
         self.images = ImageDatabase(lmdb)
-        self.batches = read_plan(plan, len(self.images))  # (n, m)
+        self.batches, self.planned = read_plan(plan, len(self.images))  # (n, m), (images,) or None
+        self.plan = plan
         channels, height, width = self.images.image_shape
         if not 0 < crop <= min(height, width):
             raise ValueError(f"{lmdb}: holds images of {height}x{width}, so crop must be 1 to {min(height, width)}, not {crop}")
@@ -157,22 +170,31 @@ class PairBatches:
             top, left = centre_crop(self.room)
             tops, lefts, mirrored = [top] * len(images), [left] * len(images), [False] * len(images)
         for slot, index in enumerate(images):
-            image, labels[slot] = self.images.read(index)
+            image, label = self.images.read(index)
+            if self.planned is not None and label != self.planned[index]:
+                raise ValueError(f"{self.plan}: was not made for {self.images.path}: image {index} is of class "
+                                 f"{self.planned[index]} in the plan, and of {label} in the LMDB; make the set again")  # fmt: skip
+            labels[slot] = label
             transform(image, self.mean, self.crop, tops[slot], lefts[slot], mirrored[slot], data[slot])
 
 
 def read_plan(path, images):
     """The plan's batches (n, m): places in the LMDB, left halves of the pairs first, then their right halves.
 
+    And the labels (images,) that it was drawn for, or None where it has none.
+
     Raises ValueError naming the path when it is no plan, or one for another number of images.
     """
     try:
         with np.load(path, allow_pickle=False) as plan:
             batches, planned = plan["batches"], int(plan["images"])
+            labels = plan.get("labels")
     except Exception as error:  # whatever is wrong with the file: a damaged zip shows as any of five exceptions
         raise ValueError(f"{path}: cannot be read as a batch plan ({error}); data_prep writes one (make data-<set>)") from None
     if planned != images:
         raise ValueError(f"{path}: was made for {planned} images, but the LMDB has {images}; make the set again")
     if batches.ndim != 2 or batches.size == 0 or batches.dtype.kind not in "iu" or batches.min() < 0 or batches.max() >= images:
         raise ValueError(f"{path}: batches must be (n, m) places in 0..{images - 1}, not {batches.dtype} {batches.shape}")
-    return batches
+    if labels is not None and (labels.shape != (images,) or labels.dtype.kind not in "iu"):
+        raise ValueError(f"{path}: labels must be ({images},) integers, not {labels.dtype} {labels.shape}")
+    return batches, labels

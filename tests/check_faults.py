@@ -119,50 +119,48 @@ def test_a_disk_that_fails(kind, name, jobs, tmp_path):
     tried(f"{name}: {kind}", len(numbers))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-@pytest.mark.parametrize("kilobytes", [64, 256, 512, 1024, 1536, 2048, 2560, 3072, 4096])
-def test_a_disk_too_small(kilobytes, jobs, tmp_path):
-    """data/ and runs/ on a file system of a few kilobytes; then with room."""
+@pytest.fixture
+def mounted(tmp_path):
+    """A function that gives a checkout on a file system of its own, mounted with some options, or mounts it with others."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    home = tmp_path / "home"
+
+    def mount(options):
+        if home.exists():
+            subprocess.run(["mount", "-o", f"remount,{options}", home], check=True)
+            return home
+        home.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", home], check=True)
+        return checkout(home)
+
+    yield mount
+    subprocess.run(["umount", home], check=True)
+
+
+@pytest.mark.parametrize("kilobytes", [64, 256, 512, 1024, 1536, 2048, 2560, 3072, 4096, 5120])
+def test_a_disk_too_small(kilobytes, jobs, mounted):
+    """Stopped with a status of its own and in words, at whatever stage; then there is room."""
     job, expected, _ = jobs["own"]
-    home, disk = checkout(tmp_path / "home"), tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", disk], check=True)
-    try:
-        for folder in ("data", "runs"):
-            (disk / folder).mkdir()
-            (home / folder).symlink_to(disk / folder)
-        status, said = job.run(home)
-        assert status > 0 and "Traceback" not in said and "Check failure" not in said, said[-3000:]
-        assert "Error 74" in said and ("bytes are needed" in said or "No space left" in said), said[-3000:]
-        subprocess.run(["mount", "-o", "remount,size=1g", disk], check=True)
-        job.finish(home)
-        found = {name.replace(str(disk), "HOME"): content for name, content in job.result(home).items()}
-        assert_same(found, expected)
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    status, said = job.run(mounted(f"size={kilobytes}k"))
+    assert status > 0 and "Traceback" not in said and "Check failure" not in said, said[-3000:]
+    assert "Error 74" in said and ("bytes are needed" in said or "make room" in said), said[-3000:]
+    home = mounted("size=1g")
+    job.finish(home)
+    assert_same(job.result(home), expected)
     tried(f"own: a disk of {kilobytes} kB", 1)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system that cannot be written needs root")
-def test_a_folder_that_cannot_be_written(jobs, tmp_path):
+def test_a_folder_that_cannot_be_written(jobs, mounted):
     job, expected, _ = jobs["own"]
-    home, disk = checkout(tmp_path / "home"), tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True)
-    try:
-        for folder in ("data", "runs"):
-            (disk / folder).mkdir()
-            (home / folder).symlink_to(disk / folder)
-        for finished in (False, True):
-            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-            if not finished:
-                status, said = job.run(home)
-                assert status > 0 and "Traceback" not in said and "Read-only file system" in said, said[-3000:]
-            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-            job.finish(home)
-        assert_same(job.result(home), expected)
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    mounted("rw")
+    status, said = job.run(mounted("ro"))
+    assert status > 0 and "Traceback" not in said and "Read-only file system" in said, said[-3000:]
+    home = mounted("rw")
+    job.finish(home)
+    status, said = job.run(mounted("ro"))
+    assert "Traceback" not in said, said[-3000:]
+    assert_same(job.result(home), expected)
 
 
 def test_a_training_with_dropout_killed_at_random_moments(library, tmp_path):

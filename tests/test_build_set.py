@@ -247,6 +247,30 @@ def test_interrupted_then_called_again(tmp_path, number):
     assert not list((tmp_path / "set").glob(".*partial*"))
 
 
+def test_a_folder_in_a_file_s_place_stays(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept.txt").write_text("mine")
+    with pytest.raises(IsADirectoryError), written_aside(tmp_path / "out") as aside:
+        aside.write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept.txt"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "PostScript"])
+def test_load_image_opens_images_alone(tmp_path, kind):
+    """A pipe would block, a device never end, and PostScript be run by Ghostscript."""
+    path = tmp_path / "1.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        Image.new("RGB", (8, 8)).save(path, "EPS")
+    with pytest.raises(ValueError, match="is a folder, a pipe or a device|is no image"):
+        load_image(path, 16)
+
+
 def test_two_builds_in_one_folder(tmp_path):
     draw_images(tmp_path / "images", 4, 4)
     with locked(tmp_path / "set", "making a set"):

@@ -53,7 +53,7 @@ def literal_transform(image, mean, crop, top, left, mirrored):
 @pytest.mark.parametrize("mirror", [True, False])
 def test_random_crops_equal_the_literal_transform(small_set, mirror):
     batches = PairBatches(f"{small_set}/train.lmdb", f"{small_set}/pairs.npz", f"{small_set}/mean.binaryproto", 11, mirror, 7, True)
-    mean, plan = read_mean(f"{small_set}/mean.binaryproto"), read_plan(f"{small_set}/pairs.npz", len(batches.images))
+    mean, plan = read_mean(f"{small_set}/mean.binaryproto"), read_plan(f"{small_set}/pairs.npz", len(batches.images))[0]
     data, labels = np.empty(batches.shape, np.float32), np.empty(batches.shape[0], np.float32)
     for number in (0, 1, len(plan) + 1):
         batches.read(number, data, labels)
@@ -79,7 +79,7 @@ def test_a_batch_is_a_function_of_seed_and_number(small_set):
     for number, data in backward.items():
         np.testing.assert_array_equal(data, forward[number])
     assert not np.array_equal(read(2, [2])[2], forward[2])
-    rows = len(read_plan(f"{small_set}/pairs.npz", 30))
+    rows = len(read_plan(f"{small_set}/pairs.npz", 30)[0])
     assert not np.array_equal(read(1, [2 + rows])[2 + rows], forward[2])  # the next pass has crops of its own
 
 
@@ -116,9 +116,37 @@ def test_databases_that_are_not_ours(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             ImageDatabase(str(tmp_path / f"{name}.lmdb"))
+    for number, label in enumerate((None, -1, 1 << 24)):
+        write_database(tmp_path / f"label{number}.lmdb", [Datum(**{**raw, "label": label})])
+        with pytest.raises(ValueError, match="key '00000000' has no label in"):
+            ImageDatabase(str(tmp_path / f"label{number}.lmdb"))
     mixed = ImageDatabase(str(tmp_path / "mixed.lmdb"))
     with pytest.raises(ValueError, match=r"'00000001' is an image of \(3, 1, 2\), the others of \(3, 2, 2\)"):
         mixed.read(1)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.999])
+def test_a_database_that_is_cut_off(small_set, tmp_path, share):
+    """Reading beyond its end would be a bus error."""
+    whole = (small_set / "train.lmdb" / "data.mdb").read_bytes()
+    (tmp_path / "cut.lmdb").mkdir()
+    (tmp_path / "cut.lmdb" / "data.mdb").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match="cannot be opened as an LMDB"):
+        ImageDatabase(str(tmp_path / "cut.lmdb"))
+
+
+def test_a_plan_of_another_set_of_the_same_size(small_set, tmp_path):
+    with np.load(small_set / "pairs.npz") as plan:
+        contents = dict(plan)
+    contents["labels"] = np.roll(contents["labels"], 2)
+    np.savez(tmp_path / "pairs.npz", **contents)
+    batches = PairBatches(str(small_set / "train.lmdb"), str(tmp_path / "pairs.npz"), "", 14, False, 1, True)
+    data, labels = np.empty(batches.shape, np.float32), np.empty(len(batches.batches[0]), np.float32)
+    with pytest.raises(ValueError, match=r"was not made for .*train.lmdb: image \d+ is of class \d+ in the plan, and of"):
+        batches.read(0, data, labels)
+    np.savez(tmp_path / "pairs.npz", **{**contents, "labels": contents["labels"][1:]})
+    with pytest.raises(ValueError, match=r"labels must be \(30,\) integers"):
+        read_plan(tmp_path / "pairs.npz", 30)
 
 
 def test_plans_that_do_not_fit(tmp_path):

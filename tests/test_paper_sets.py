@@ -255,6 +255,23 @@ def test_what_was_made_from_an_earlier_set_goes_with_it(tmp_path):
     assert record["train"]["images"] == 17 and not list((tmp_path / "cub").glob("*_m8*"))
 
 
+@pytest.mark.parametrize(
+    ("batches", "images", "message"),
+    [
+        (np.full((2, 128), -1), 18, r"places in 0\.\.17"),
+        (np.zeros((2, 128), np.int32), 17, "made for 17 images, but the LMDB has 18"),
+        (np.zeros((0, 128), np.int32), 18, r"places in 0\.\.17"),
+        (None, 18, "cannot be read as a batch plan"),
+    ],
+)
+def test_the_paired_layout_of_a_plan_that_does_not_fit(tmp_path, batches, images, message):
+    make("cub", tmp_path / "cub", miniature.cub(tmp_path))
+    np.savez(tmp_path / "cub" / "pairs.npz", images=images, **({} if batches is None else {"batches": batches}))
+    done = tool("data_prep/paired_lmdb.py", "--set", tmp_path / "cub")
+    assert done.returncode == 1 and re.search(f"pairs.npz: .*{message}", done.stderr) and "Traceback" not in done.stderr
+    assert not list((tmp_path / "cub").glob("*paired*"))
+
+
 def test_the_paired_layout_is_the_plan_written_out(tmp_path):
     make("cub", tmp_path / "cub", miniature.cub(tmp_path))
     done = tool(
@@ -280,7 +297,7 @@ def test_the_paired_layout_is_the_plan_written_out(tmp_path):
 
 def test_the_paired_layout_says_what_it_needs(tmp_path, monkeypatch):
     make("cub", tmp_path / "cub", miniature.cub(tmp_path))
-    paper_sets.write_plan(tmp_path / "cub" / "pairs.npz", [row["label"] for row in listed(tmp_path / "cub", "train")])
+    paper_sets.write_plan(tmp_path / "cub" / "pairs.npz", [int(row["label"]) for row in listed(tmp_path / "cub", "train")])
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))
     with pytest.raises(OSError, match=r"51,445,760 bytes are needed and 1,000 are free .*LAYOUT=once"):
         paper_sets.write_paired(tmp_path / "cub/train.lmdb", tmp_path / "cub/pairs.npz", tmp_path / "cub/train_paired.lmdb")

@@ -286,6 +286,67 @@ def test_features_of_every_image_once(caffe, trained, small_set, tmp_path):
         assert not (tmp_path / "never.npz").exists()
 
 
+def test_a_list_that_is_not_the_lmdb_s(small_set, tmp_path):
+    shutil.copytree(small_set, tmp_path / "set")
+    listed = tmp_path / "set" / "test.csv"
+    lines = listed.read_text().splitlines()
+    for text, message in (
+        ([lines[0], *lines[:0:-1]], "is not the list of .*test.lmdb: image 0, '.*', is of class"),
+        ([lines[0].replace("path", "file"), *lines[1:]], "is no list of a set's images"),
+        ([lines[0], "0", *lines[2:]], "is no list of a set's images"),
+    ):
+        listed.write_text("\n".join(text) + "\n")
+        done = tool("tools/extract.py", "--set", tmp_path / "set", "--pixels", 8, "--out", tmp_path / "f.npz")
+        assert done.returncode == 1 and re.search(message, done.stderr) and "Traceback" not in done.stderr, done.stderr
+        assert not (tmp_path / "f.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('type: "Convolution"', 'type: "Convolutoin"', "Unknown layer type: Convolutoin"),
+        ('bottom: "scaled"', 'bottom: "none"', "Unknown bottom blob 'none'"),
+        ("kernel_size: 3", "kernel_size: 300", "Caffe refuses it"),
+        ("num_output: 8 kernel", "kernel", "Caffe refuses it"),
+        ('type: "msra"', 'type: "mrsa"', "Unknown filler name: mrsa"),
+        ('layer: "LiftedStructuredLossLayer"', 'layer: "Lifted"', "layer 'loss' wants 'Lifted', which the module"),
+        ('lr_policy: "fixed"', 'lr_policy: "fix"', "lr_policy 'fix' is none of Caffe's"),
+        ('lr_policy: "fixed"', 'lr_policy: "step" gamma: 0.1', "lr_policy 'step' needs stepsize"),
+        ("max_iter: 40", "max_iter: 0", "max_iter must be positive"),
+        ("max_iter: 40", 'max_iter: 40 type: "SDG"', "Unknown solver type: SDG"),
+        ("max_iter: 40", 'max_iter: 40 regularization_type: "L3"', "neither L1 nor L2"),
+        ("max_iter: 40", 'max_iter: 40 weights: "none.caffemodel"', "Caffe refuses it"),
+        ("max_iter: 40", "max_iter: 40 test_iter: 5", "Caffe refuses it"),
+    ],
+)
+def test_what_caffe_would_abort_on_is_said(tmp_path, small_set, old, new, message):
+    solver = write_solver(tmp_path, small_set)
+    for path in (solver, tmp_path / "net.prototxt"):
+        path.write_text(path.read_text().replace(old, new))
+    done = train(solver, tmp_path / "run")
+    assert done.returncode == 1 and message in done.stderr and "prototxt" in done.stderr, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) < 3
+    assert not (tmp_path / "run" / "model.caffemodel").exists()
+
+
+@pytest.mark.parametrize("change", ["fewer", "more", "weightless"])
+def test_starting_weights_that_caffe_would_abort_on(trained, tmp_path, small_set, change):
+    solver = write_solver(tmp_path, small_set)
+    net = NetParameter.FromString((trained / "run" / "model.caffemodel").read_bytes())
+    layers = {layer.name: layer for layer in net.layer}
+    blob = layers["conv"].blobs[0]
+    if change == "fewer":
+        del blob.data[-1]
+    elif change == "more":
+        blob.data.append(1)
+    else:
+        layers["relu"].blobs.append(blob)
+    (tmp_path / "start.caffemodel").write_bytes(net.SerializeToString())
+    done = train(solver, tmp_path / "run", "--weights", tmp_path / "start.caffemodel")
+    assert done.returncode == 1 and "start.caffemodel: " in done.stderr, done.stderr
+    assert re.search("layer '(conv' has not as many weights|relu' has weights of shape)", done.stderr), done.stderr
+
+
 def test_raw_pixels(small_set, tmp_path):
     done = tool("tools/extract.py", "--set", small_set, "--pixels", 4, "--out", tmp_path / "pixels.npz")
     assert done.returncode == 0 and load_features(tmp_path / "pixels.npz")[0].shape == (30, 48)

@@ -1,11 +1,65 @@
 """Caffe's files, read and checked in Python: Caffe itself aborts the whole process on a wrong one."""
 
+import contextlib
+import importlib
+import math
+import os
+import re
+import resource
 from pathlib import Path
 
 import numpy as np
 from caffe_pb2 import NetParameter, SolverState
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
+
+# What Caffe's learning rate policies need; it looks at them in the first update, and aborts or divides by zero.
+POLICIES = {"fixed": (), "step": ("gamma", "stepsize"), "exp": ("gamma",), "inv": ("gamma", "power"),
+            "multistep": ("gamma", "stepvalue"), "poly": ("power",), "sigmoid": ("gamma", "stepsize")}  # fmt: skip
+
+
+def check_solver(solver, path):
+    """Raise ValueError for what Caffe finds wrong in the SolverParameter of `path` only while it trains."""
+    needed = POLICIES.get(solver.lr_policy)
+    if needed is None:
+        raise ValueError(f"{path}: lr_policy {solver.lr_policy!r} is none of Caffe's: {', '.join(POLICIES)}")
+    if lacking := [name for name in needed if not getattr(solver, name)]:
+        raise ValueError(f"{path}: lr_policy {solver.lr_policy!r} needs {lacking[0]}")
+    if solver.regularization_type not in ("L1", "L2"):
+        raise ValueError(f"{path}: regularization_type {solver.regularization_type!r} is neither L1 nor L2")
+    if solver.max_iter < 1:
+        raise ValueError(f"{path}: max_iter must be positive, not {solver.max_iter}")
+
+
+def load_modules(net, path):
+    """Import the modules of the Python layers of `net`, a NetParameter; where one fails Caffe shows only `SystemError`."""
+    for layer in net.layer:
+        given = layer.python_param
+        if layer.type == "Python" and not hasattr(importlib.import_module(given.module), given.layer):
+            raise ValueError(f"{path}: layer {layer.name!r} wants {given.layer!r}, which the module {given.module!r} has not")
+
+
+def constructed(make, path):
+    """make(), which lets Caffe construct the net or solver of the prototxt at `path`.
+
+    A copy of this process tries it first: where Caffe aborts, that ends, and here is a ValueError with what Caffe said.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(writing, 2)
+        os.close(reading)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with contextlib.suppress(BaseException):  # a Python error comes again below
+            make()
+        os._exit(0)
+    os.close(writing)
+    with open(reading, errors="replace") as stream:
+        said = stream.read()
+    if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+        why = re.search(r"^F\d.*?\] *(.+)$", said, re.MULTILINE)
+        raise ValueError(f"{path}: Caffe refuses it: {why[1] if why else said.strip()[-300:]}")
+    return make()
 
 
 def read_text(path, message):
@@ -31,11 +85,15 @@ def read_binary(path, message):
     return message
 
 
-def saved_shapes(path):
-    """{layer name: [shapes of its blobs]} of the .caffemodel at `path`, of today's format or of 2014's (V1)."""
+def saved_blobs(path):
+    """[(layer name, its blobs)] of the .caffemodel at `path`, of today's format or of 2014's (V1)."""
     net = read_binary(path, NetParameter())
-    return {layer.name: [tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width) for blob in layer.blobs]
-            for layer in [*net.layers, *net.layer]}  # fmt: skip
+    return [(layer.name, layer.blobs) for layer in [*net.layers, *net.layer]]
+
+
+def shape_of(blob):
+    """The shape of a BlobProto."""
+    return tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
 
 
 def check_weights(net, path, new=()):
@@ -44,14 +102,18 @@ def check_weights(net, path, new=()):
     Caffe would leave a layer that the file lacks at its random start without a word, and abort on another shape. The
     layers named in `new` may be missing.
     """
-    saved = saved_shapes(path)
+    blobs = saved_blobs(path)
+    saved = {name: list(map(shape_of, its)) for name, its in blobs if its}
     wanted = {name: [tuple(blob.data.shape) for blob in blobs] for name, blobs in net.params.items()}
     if missing := [name for name in wanted if not saved.get(name) and name not in new]:
         more = f" and {len(missing) - 1} more of its {len(wanted)} layers" if len(missing) > 1 else ""
         raise ValueError(f"{path}: has no weights for the net's layer {missing[0]!r}{more}; it was made for another net")
-    for name, shapes in wanted.items():
-        if saved.get(name) and not (len(shapes) == len(saved[name]) and all(map(_same_shape, saved[name], shapes))):
-            raise ValueError(f"{path}: layer {name!r} has weights of shape {saved[name]}, the net needs {shapes}")
+    for name, its in blobs:
+        shapes, found = wanted.get(name, []), list(map(shape_of, its))
+        if its and name in net.layer_dict and not (len(shapes) == len(found) and all(map(_same_shape, found, shapes))):
+            raise ValueError(f"{path}: layer {name!r} has weights of shape {found}, the net needs {shapes}")
+        if any(len(blob.data or blob.double_data) != math.prod(shape_of(blob)) for blob in its):
+            raise ValueError(f"{path}: is damaged: layer {name!r} has not as many weights as their shape {found} says")
 
 
 def check_state(net, path, iteration):
@@ -66,15 +128,15 @@ def check_state(net, path, iteration):
     # Layers that share a blob have one history.
     wanted = list({blob.data.ctypes.data: tuple(blob.data.shape) for blobs in net.params.values() for blob in blobs}.values())
     found = [tuple(blob.shape.dim) for blob in state.history]
-    if found not in (wanted, wanted * 2):
-        raise ValueError(f"{path}: has {len(found)} histories of other shapes than the net's {len(wanted)} parameters")
+    if found not in (wanted, wanted * 2) or any(len(blob.data) != math.prod(blob.shape.dim) for blob in state.history):
+        raise ValueError(f"{path}: has {len(found)} histories, not of the shapes of the net's {len(wanted)} parameters")
+    if Path(state.learned_net).name != f"{Path(path).stem}.caffemodel":
+        raise ValueError(f"{path}: belongs to {state.learned_net!r}, not to the .caffemodel beside it")
     check_weights(net, state.learned_net)
-    weights = read_binary(state.learned_net, NetParameter())
-    for file, blobs in ((path, state.history), (state.learned_net, (blob for layer in weights.layer for blob in layer.blobs))):
-        for blob in blobs:
-            values = np.array(blob.data, np.float32)
-            if values.size != np.prod(blob.shape.dim) or not np.isfinite(values).all():
-                raise ValueError(f"{file}: holds values that are not finite, or not as many as its shapes say")
+    saved = (blob for _, its in saved_blobs(state.learned_net) for blob in its)
+    for file, blobs in ((path, state.history), (state.learned_net, saved)):
+        if not all(np.isfinite(np.array(blob.data, np.float32)).all() for blob in blobs):
+            raise ValueError(f"{file}: holds values that are not finite")
 
 
 def _same_shape(saved, wanted):

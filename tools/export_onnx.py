@@ -291,7 +291,7 @@ def read_weights(path, parameters):
     """
     shaped = {name: [SimpleNamespace(data=np.broadcast_to(np.float32(0), shape)) for shape in shapes]
               for name, shapes in parameters.items()}  # fmt: skip
-    check_weights(SimpleNamespace(params=shaped), path)
+    check_weights(SimpleNamespace(params=shaped, layer_dict=shaped), path)
     net, found = read_binary(path, NetParameter()), {}
     for layer in [*net.layers, *net.layer]:
         if layer.name not in parameters or not layer.blobs:

@@ -12,7 +12,6 @@ from data_prep.command import run
 # isort: split
 
 import argparse
-import csv
 import os
 import re
 from pathlib import Path
@@ -22,6 +21,7 @@ os.environ.setdefault("GLOG_minloglevel", "2")
 import numpy as np
 from tqdm import tqdm
 
+from data_prep.batch_plan import read_list
 from data_prep.files import read_record, sha256
 from data_prep.imagenet import known_weights
 from data_prep.write_set import read_set
@@ -30,14 +30,6 @@ from tools.features import read_about, save_features
 
 BATCH = 100  # images at a time,
 BLOB_BYTES = 400 << 20  # or fewer, where the net's blobs would take more than this
-
-
-def read_paths(path):
-    """The column `path` of the list beside an LMDB."""
-    if not path.exists():
-        raise ValueError(f"{path}: not there; make data-<set> makes a set of ours, data_prep/build_set.py any other")
-    with open(path, newline="", errors="surrogateescape") as stream:
-        return [row["path"] for row in csv.DictReader(stream)]
 
 
 def extract_pixels(images, size):
@@ -58,11 +50,11 @@ def extract_embeddings(images, deploy, weights, mean, blob):
     """(N, c) float32: what `blob` holds after a forward pass of each image. And the labels (N,)."""
     import caffe
 
-    from tools.caffe_files import NetParameter, check_weights, read_text
+    from tools.caffe_files import NetParameter, check_weights, constructed, load_modules, read_text
 
-    read_text(deploy, NetParameter())
+    load_modules(read_text(deploy, NetParameter()), deploy)
     caffe.set_mode_cpu()
-    net = caffe.Net(str(deploy), caffe.TEST)
+    net = constructed(lambda: caffe.Net(str(deploy), caffe.TEST), deploy)
     if lacking := [name for name in ("data", blob) if name not in net.blobs]:
         raise ValueError(f"{deploy}: has no blob {lacking[0]!r}; it has {', '.join(net.blobs)}")
     layers = list(net.layer_dict)
@@ -120,7 +112,7 @@ def extract(data_set, part, out, deploy=None, weights=None, blob="fc_embedding",
     about = describe(data_set, part, deploy, weights, blob, pixels)
     if out.exists() and read_about(out) == about:
         return
-    paths = read_paths(data_set / f"{part}.csv")
+    paths, listed = read_list(data_set / f"{part}.csv")
     images = ImageDatabase(str(data_set / f"{part}.lmdb"))
     if len(paths) != len(images):
         raise ValueError(f"{images.path}: holds {len(images)} images, but {part}.csv lists {len(paths)}; "
@@ -130,6 +122,9 @@ def extract(data_set, part, out, deploy=None, weights=None, blob="fc_embedding",
     else:
         mean = read_mean(str(data_set / "mean.binaryproto"))
         features, labels = extract_embeddings(images, deploy, weights, mean, blob)
+    if wrong := np.flatnonzero(labels != listed).tolist():
+        raise ValueError(f"{data_set / part}.csv: is not the list of {images.path}: image {wrong[0]}, {paths[wrong[0]]!r}, is of "
+                         f"class {listed[wrong[0]]} there, and of {labels[wrong[0]]} in the LMDB; make the set again")  # fmt: skip
     if read_set(data_set).get("content") != about["set"]["content"]:
         raise ValueError(f"{data_set}: was made again while its features were extracted; call the same command again")
     save_features(out, features, labels, paths, about)

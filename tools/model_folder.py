@@ -67,11 +67,10 @@ def _read(folder):
         raise ValueError(f"{path}: is damaged, or not what tools/model_folder.py writes ({wrong[0]!r}); `{MAKE}` writes it again")
     content = {}
     for key, name in FILES.items():
-        try:
-            content[key] = (folder / name).read_bytes()
-        except FileNotFoundError:
-            raise ValueError(f"{folder / name}: not there; a model folder has it beside model.json. Copy it again, or `{MAKE}`"
-                             ) from None  # fmt: skip
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name}: not there, or no file; a model folder has it beside model.json. Copy it again, or "
+                             f"`{MAKE}`")  # fmt: skip
+        content[key] = (folder / name).read_bytes()
         if (found := hashlib.sha256(content[key]).hexdigest()) != record[key]:
             raise ValueError(f"{folder / name}: is not the file that model.json was written for (SHA-256 {record[key][:12]}... "
                              f"expected, {found[:12]}... found). Copy it again, or `{MAKE}`")  # fmt: skip
@@ -232,12 +231,12 @@ def compare_with_caffe(deploy, weights, content, crop):
     os.environ.setdefault("GLOG_minloglevel", "2")  # Caffe's errors only
     import caffe
 
-    from tools.caffe_files import check_weights
+    from tools.caffe_files import check_weights, constructed
 
     coarse = np.random.default_rng(1).normal(0, 60, (2, 3, 8, 8)).astype(np.float32)
     data = np.array([[cv2.resize(channel, (crop, crop), interpolation=cv2.INTER_CUBIC) for channel in image] for image in coarse])
     caffe.set_mode_cpu()
-    net = caffe.Net(str(deploy), caffe.TEST)
+    net = constructed(lambda: caffe.Net(str(deploy), caffe.TEST), deploy)
     check_weights(net, weights)
     net.copy_from(str(weights))
     net.blobs["data"].reshape(*data.shape)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data_prep.files import locked, remove, remove_partials, written_aside
 from data_prep.folder import SUFFIXES
-from data_prep.image import BYTES_A_PIXEL, DECODING, MOST_PIXELS, three_channels
+from data_prep.image import BYTES_A_PIXEL, DECODING, MOST_PIXELS, open_image, three_channels
 
 LAYOUT = 1  # of index.json; another one is not read
 BATCH = 64  # images decoded and embedded at a time
@@ -314,7 +314,7 @@ def thumbnail(source, side):
     """
     try:
         with contextlib.ExitStack() as stack:
-            image = stack.enter_context(Image.open(source, formats=("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")))
+            image = stack.enter_context(open_image(source))
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}; make it smaller")
             stack.enter_context(DECODING.of(image.width * image.height * BYTES_A_PIXEL))

@@ -22,7 +22,6 @@ from data_prep.command import run
 
 import argparse
 import csv
-import importlib
 import json
 import os
 import shutil
@@ -46,7 +45,7 @@ from data_prep.imagenet import known_weights
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
-from tools.caffe_files import check_state, check_weights, read_binary, read_text
+from tools.caffe_files import check_solver, check_state, check_weights, constructed, load_modules, read_binary, read_text
 from tools.versions import versions
 from tools.watch import Watch
 
@@ -84,16 +83,12 @@ def run_files(solver_path, run, seed, iterations, data_set, batch):
 
 
 def check_data(net):
-    """Raise ValueError for a data file that a layer names and that is not there; import each Python layer's module.
+    """Raise ValueError for a data file that a layer names and that is not there, where Caffe would abort.
 
-    Caffe aborts on the first, and shows only `SystemError` where an import fails. Returns what identifies the content
-    of the sets and plans that are read.
+    Returns what identifies the content of the sets and plans that are read.
     """
     contents = {}
     for layer in net.layer:
-        if layer.type != "Python":
-            continue
-        importlib.import_module(layer.python_param.module)
         if layer.python_param.layer == "PairBatchData":
             parameters = json.loads(layer.python_param.param_str)
             folder = Path(parameters["lmdb"]).parent
@@ -258,7 +253,7 @@ def train(run, solver_message, net_message, seed, weights, minutes, keep):
     with written_aside(run / ".solver.prototxt") as aside:
         aside.write_text(text_format.MessageToString(working))
     caffe.set_mode_cpu()
-    solver = caffe.get_solver(str(run / ".solver.prototxt"))
+    solver = constructed(lambda: caffe.get_solver(str(run / ".solver.prototxt")), run / "solver.prototxt")
     snapshots = Snapshots(run, solver, solver_message.snapshot, minutes, keep)
     snapshots.restore()
     if solver.iter == 0:
@@ -365,6 +360,8 @@ def main():
         parser.error("--seed must not be negative, --iterations must be positive")
     run = arguments.run
     solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations, arguments.set, arguments.batch)
+    check_solver(solver, arguments.solver)
+    load_modules(net, read_text(arguments.solver, SolverParameter()).net)
     settings = {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter, "base_lr": solver.base_lr,
                 "batch": arguments.batch, "data": check_data(net), "weights": known_weights(arguments.weights)}  # fmt: skip
     with locked(run, "training"):

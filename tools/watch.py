@@ -53,7 +53,7 @@ class Watch:
             parameters = json.loads(self.data_layer.python_param.param_str)
             number = int(self.net.params[self.data_layer.name][0].data[0]) - 1  # forward has counted on
             images = ImageDatabase(parameters["lmdb"])
-            batches = read_plan(parameters["plan"], len(images))
+            batches, _ = read_plan(parameters["plan"], len(images))
             keys = [images.keys[place].decode(errors="replace") for place in batches[number % len(batches)]]
             batch |= {"batch": number, "keys": np.array(keys), "data": self.net.blobs[self.data_layer.top[0]].data.copy()}
             facts = f"batch {number} of {parameters['plan']}: images {', '.join(keys[:SHOWN])}, ... of {parameters['lmdb']}; "

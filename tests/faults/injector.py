@@ -24,7 +24,7 @@ def compile_faults(folder):
 
 def checkout(home):
     """A folder with this checkout's code and environment, and with no data and no runs."""
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     for name in ("Makefile", "prototxt", "python_layers", "tools", "data_prep", ".venv", ".caffe"):
         (home / name).symlink_to(ROOT / name)
     return home
@@ -103,7 +103,8 @@ def _comparable(path, home):
 def assert_same(found, expected):
     """The same files with the same content; says which differ."""
     assert sorted(found) == sorted(expected)
-    assert [name for name in expected if found[name] != expected[name]] == []
+    differing = [name for name in expected if found[name] != expected[name]]
+    assert not differing, differing
 
 
 def wait_until(condition, process, seconds=120):
