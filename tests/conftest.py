@@ -9,6 +9,10 @@ from pathlib import Path
 
 os.environ.setdefault("GLOG_minloglevel", "2")
 
+from tools.blas import choose_kernels
+
+choose_kernels()  # as the commands do: what runs here and what runs there can then be equal to the bit
+
 import numpy as np
 import pytest
 from PIL import Image

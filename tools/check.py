@@ -50,6 +50,9 @@ def main():
     print(f"python      {platform.python_version()}  {sys.executable}")
     for name, found in libraries():
         print(f"{name:<11} {found}")
+    from tools.blas import choose_kernels
+
+    kernels = choose_kernels()
     if problem := problem_with_caffe():
         print(f"caffe       WRONG: {problem}")
         return 1
@@ -62,6 +65,8 @@ def main():
     print(f"            {caffe.__file__}")
     print("layers      Python layers: yes; Data (LMDB): " + ("yes" if "Data" in caffe.layer_type_list() else "no"))
     print(f"blas        {library}, {kernel} kernels, {threads} threads")
+    if kernels:
+        print(f"            {kernels}")
     return 0
 
 

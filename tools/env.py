@@ -231,6 +231,11 @@ ENV_SH = """\
 # pycaffe and python_layers/. Made by `make env`.
 export PATH="{caffe}/bin:{venv}/bin:$PATH"
 export PYTHONPATH="{root}/python_layers:{caffe}/python${{PYTHONPATH:+:$PYTHONPATH}}"
+# Better BLAS kernels, where OpenBLAS does not know this CPU (tools/blas.py).
+if [ -z "${{OPENBLAS_CORETYPE:-}}" ]; then
+  OPENBLAS_CORETYPE=$("{venv}/bin/python" "{root}/tools/blas.py")
+  if [ -n "$OPENBLAS_CORETYPE" ]; then export OPENBLAS_CORETYPE; else unset OPENBLAS_CORETYPE; fi
+fi
 """
 
 

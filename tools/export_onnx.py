@@ -28,6 +28,7 @@ from caffe_pb2 import EltwiseParameter, LRNParameter, NetParameter, PoolingParam
 from onnx import TensorProto, helper, numpy_helper
 
 from data_prep.files import sha256, written_aside
+from tools.blas import choose_kernels
 from tools.caffe_files import check_weights, read_binary, read_text
 
 INPUT, OUTPUT = "data", "fc_embedding"
@@ -340,6 +341,7 @@ def compare(path, deploy, weights):
 
     Of noise at batch 1 and 3, on the CPU; infinite where one of the two is not finite.
     """
+    choose_kernels()
     import caffe
     import onnxruntime
 

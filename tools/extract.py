@@ -26,6 +26,7 @@ from data_prep.files import read_record, sha256
 from data_prep.imagenet import known_weights
 from data_prep.write_set import read_set
 from pair_batch import ImageDatabase, centre_crop, read_mean, transform
+from tools.blas import choose_kernels
 from tools.features import read_about, save_features
 
 BATCH = 100  # images at a time,
@@ -48,6 +49,7 @@ def extract_pixels(images, size):
 
 def extract_embeddings(images, deploy, weights, mean, blob):
     """(N, c) float32: what `blob` holds after a forward pass of each image. And the labels (N,)."""
+    choose_kernels()
     import caffe
 
     from tools.caffe_files import NetParameter, check_weights, constructed, load_modules, read_text

@@ -229,6 +229,9 @@ def compare_with_caffe(deploy, weights, content, crop):
     Raises ValueError when they are not the same embedding, or not finite. `content`: of the two files, as `_open_net` takes it.
     """
     os.environ.setdefault("GLOG_minloglevel", "2")  # Caffe's errors only
+    from tools.blas import choose_kernels
+
+    choose_kernels()
     import caffe
 
     from tools.caffe_files import check_weights, constructed

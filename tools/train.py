@@ -33,6 +33,10 @@ from typing import ClassVar
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # Caffe's errors only, not its net listings
 
+from tools.blas import VARIABLE, choose_kernels
+
+KERNELS = choose_kernels()  # before Caffe is imported
+
 import caffe
 import numpy as np
 from caffe_pb2 import NetParameter, SolverParameter, SolverState
@@ -110,6 +114,13 @@ def difference(name, then, now):
     return f"{then!r} then, {now!r} now"
 
 
+def other_kernels(then, now):
+    """How to go on with the BLAS kernels of then, where it is those that differ; '' where it is not."""
+    if not then or then[0] != now[0] or then[1] == now[1]:
+        return ""
+    return f". Its BLAS kernels were {then[1]}, now they are {now[1]}: {VARIABLE}={then[1]} before the command keeps them"
+
+
 def prepare(run, solver, net, settings):
     """Write the run's files, or check that they are those of an earlier call; ValueError lists what differs."""
     texts = {"solver.prototxt": text_format.MessageToString(solver), "train_val.prototxt": text_format.MessageToString(net)}
@@ -124,10 +135,10 @@ def prepare(run, solver, net, settings):
         if changed:
             raise ValueError(f"{run}: was begun with other settings:\n" + "\n".join(changed) +
                              "\nCall it with those, name another run (RUN=name), or remove the folder.")  # fmt: skip
-        now = versions()
-        if changed := [name for name in ("python", "numpy", "caffe", "caffe_blas") if earlier["versions"].get(name) != now[name]]:
+        then, now = earlier["versions"], versions()
+        if changed := [name for name in ("python", "numpy", "caffe", "caffe_blas") if then.get(name) != now[name]]:
             print(f"{run}: was begun with another {', '.join(changed)} (run.json tells which); the last digits will differ "
-                  "from an undisturbed run's")  # fmt: skip
+                  f"from an undisturbed run's{other_kernels(then.get('caffe_blas'), now['caffe_blas'])}")  # fmt: skip
         return
     for name, text in texts.items():
         with written_aside(run / name) as aside:
@@ -369,6 +380,8 @@ def main():
         if (run / "model.caffemodel").exists():
             print(f"{run}: trained already ({solver.max_iter} iterations)")
             return 0
+        if KERNELS:
+            print(KERNELS)
         stopped_by = train(run, solver, net, arguments.seed, arguments.weights, arguments.save_minutes, arguments.keep)
         return 128 + stopped_by if stopped_by else 0
 
