@@ -53,7 +53,6 @@ class ImageDatabase:
             raise ValueError(f"{path}: cannot be opened as an LMDB ({error}); data_prep writes one (make data-<set>)") from None
         if not self.keys:
             raise ValueError(f"{path}: the LMDB is empty")
-        self.datum = Datum()
         self.image_shape = None
         image, _ = self.read(0)
         self.image_shape = image.shape
@@ -68,10 +67,9 @@ class ImageDatabase:
     def read(self, index):
         """(image (channels, height, width) uint8, label) of the index-th key."""
         try:
-            self.datum.ParseFromString(self.record(index))
+            datum = Datum.FromString(self.record(index))  # a message that is parsed into again keeps what it held before
         except DecodeError:
             raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} holds no Datum of Caffe") from None
-        datum = self.datum
         shape = (datum.channels, datum.height, datum.width)
         if datum.encoded or len(datum.data) != shape[0] * shape[1] * shape[2] or not datum.data:
             raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} is not a raw image of uint8 "

@@ -4,12 +4,19 @@ Each is followed by the same command; what is there then is what an undisturbed 
 was tried is written to runs/faults.json.
 """
 
+import contextlib
+import hashlib
+import http.server
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import miniature
@@ -22,7 +29,8 @@ from injector import Job, assert_same, checkout, compile_faults
 
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 CHAINS = 12  # of kills at random moments, for each job
-SAMPLED = 25  # reads and writes that fail, of each job's thousands
+ENVIRONMENT_KILLS = 5  # a build takes minutes
+SAMPLED = 16  # reads and writes that fail, of each job's thousands
 
 # Own images: LMDBs, mean, plan, training with snapshots, model folder, extraction, clustering, report; then the index.
 OWN = """
@@ -65,6 +73,12 @@ def undisturbed(job, home):
     return job, job.result(home), os.times().elapsed - began
 
 
+def side_by_side(trial, items):
+    """What `trial` returns for each item; as many at a time as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(trial, items))
+
+
 def tried(name, count):
     """Note for README's table how often a fault was tried."""
     path = ROOT / "runs/faults.json"
@@ -77,25 +91,31 @@ def tried(name, count):
 def test_killed_before_every_rename(name, jobs, tmp_path):
     job, expected, _ = jobs[name]
     targets = job.events(checkout(tmp_path / "count"), "kill-at-rename")
-    for number, target in enumerate(targets, 1):
+
+    def trial(number):
         home = checkout(tmp_path / str(number))
         status, said = job.run(home, kind="kill-at-rename", at=number)
-        assert status == -signal.SIGKILL, (target, said[-2000:])
+        assert status == -signal.SIGKILL, (targets[number - 1], said[-2000:])
         job.finish(home)
         assert_same(job.result(home), expected)
-        subprocess.run(["rm", "-r", home], check=True)
+        shutil.rmtree(home)
+
+    side_by_side(trial, range(1, len(targets) + 1))
     tried(f"{name}: killed before a rename", len(targets))
 
 
 @pytest.mark.parametrize("name", ["own", "paper"])
 def test_killed_at_random_moments(name, jobs, tmp_path):
     job, expected, length = jobs[name]
-    kills = 0
-    for chain in range(CHAINS):
+
+    def trial(chain):
         home = checkout(tmp_path / str(chain))
-        kills += job.kill_at_random(home, length, SEED * 1000 + chain)
+        kills = job.kill_at_random(home, length, SEED * 1000 + chain)
         assert_same(job.result(home), expected)
-        subprocess.run(["rm", "-r", home], check=True)
+        shutil.rmtree(home)
+        return kills
+
+    kills = sum(side_by_side(trial, range(CHAINS)))
     assert kills >= CHAINS
     tried(f"{name}: killed at a random moment", kills)
 
@@ -107,7 +127,8 @@ def test_a_disk_that_fails(kind, name, jobs, tmp_path):
     job, expected, _ = jobs[name]
     calls = job.events(checkout(tmp_path / "count"), kind)
     numbers = random.Random(SEED).sample(range(1, len(calls) + 1), min(SAMPLED, len(calls)))
-    for number in sorted(numbers):
+
+    def trial(number):
         home = checkout(tmp_path / str(number))
         status, said = job.run(home, kind=kind, at=number)
         assert "Traceback" not in said and "*** Check failure" not in said, (calls[number - 1], said[-3000:])
@@ -115,7 +136,9 @@ def test_a_disk_that_fails(kind, name, jobs, tmp_path):
         assert status or kind == "fail-read", (calls[number - 1], said[-3000:])  # a read may be one that is tried again
         job.finish(home)
         assert_same(job.result(home), expected)
-        subprocess.run(["rm", "-r", home], check=True)
+        shutil.rmtree(home)
+
+    side_by_side(trial, sorted(numbers))
     tried(f"{name}: {kind}", len(numbers))
 
 
@@ -170,9 +193,89 @@ def test_a_training_with_dropout_killed_at_random_moments(library, tmp_path):
     script = f"{ROOT}/.venv/bin/python {ROOT}/tools/train.py --solver {solver} --run runs/it --seed 3"
     job = Job(library, script, folders=("runs",))
     job, expected, length = undisturbed(job, tmp_path / "undisturbed")
-    kills = 0
-    for chain in range(CHAINS):
+
+    def trial(chain):
         home = checkout(tmp_path / str(chain))
-        kills += job.kill_at_random(home, length, SEED * 2000 + chain)
+        kills = job.kill_at_random(home, length, SEED * 2000 + chain)
         assert_same(job.result(home), expected)
+        return kills
+
+    kills = sum(side_by_side(trial, range(CHAINS)))
+    assert kills >= CHAINS
     tried("a training with dropout: killed at a random moment", kills)
+
+
+CONTENT = random.Random(0).randbytes(3_000_000)
+
+
+class SlowServer(http.server.BaseHTTPRequestHandler):
+    """CONTENT in small pieces, from the byte that is asked for."""
+
+    def do_GET(self):
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            for place in range(start, len(CONTENT), 30_000):
+                self.wfile.write(CONTENT[place : place + 30_000])
+                time.sleep(0.02)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_download_killed_at_random_moments(library, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SlowServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    wanted = f"'x.tgz', ['http://127.0.0.1:{server.server_port}/x'], {len(CONTENT)}, 'md5:{hashlib.md5(CONTENT).hexdigest()}'"
+    script = f"""exec {ROOT}/.venv/bin/python -c "
+from pathlib import Path
+from data_prep.download import Download, fetch
+fetch(Download({wanted}), Path('data'))
+" """
+    job, expected, length = undisturbed(Job(library, script, folders=("data",)), tmp_path / "undisturbed")
+    assert expected == {"data/x.tgz": CONTENT}
+
+    def trial(chain):
+        home = checkout(tmp_path / str(chain))
+        kills = job.kill_at_random(home, length, SEED * 3000 + chain)
+        assert_same(job.result(home), expected)
+        return kills
+
+    kills = sum(side_by_side(trial, range(CHAINS)))
+    server.shutdown()
+    assert kills >= CHAINS
+    tried("a download: killed at a random moment", kills)
+
+
+def test_the_environment_killed_at_random_moments(library, tmp_path):
+    """`make env` from nothing, in one place twice: libraries know where they lie. What pip and the compiler said may differ."""
+    home = tmp_path / "home"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, text=True, capture_output=True, check=True).stdout.split()
+    job = Job(library, "make env", folders=(".venv", ".caffe"))
+    results, length = [], 0
+    for kills in (0, ENVIRONMENT_KILLS):
+        for name in tracked:
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, home / name)
+        moments = random.Random(SEED)
+        for _ in range(kills):
+            process = job.start(home)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=moments.uniform(0, length))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        began = time.monotonic()
+        job.finish(home)
+        length = time.monotonic() - began
+        results.append({name: content for name, content in job.result(home).items()
+                        if not name.endswith((".pyc", ".log")) and "/downloads/" not in name})  # fmt: skip
+        subprocess.run([home / ".venv/bin/python", home / "tools/check.py"], cwd=home, check=True)
+        shutil.rmtree(home)
+    assert_same(results[1], results[0])
+    tried("make env: killed at a random moment", ENVIRONMENT_KILLS)

@@ -135,6 +135,24 @@ def test_a_database_that_is_cut_off(small_set, tmp_path, share):
         ImageDatabase(str(tmp_path / "cut.lmdb"))
 
 
+def test_reading_keeps_no_memory(tmp_path):
+    """The bytes of images that were read are given back: 20,000 batches of 128 images of 200 kB are 500 GB."""
+
+    def held():
+        with open("/proc/self/status") as stream:
+            return next(int(line.split()[1]) << 10 for line in stream if line.startswith("RssAnon"))
+
+    size = 3 * 256 * 256
+    write_database(tmp_path / "one.lmdb", [Datum(channels=3, height=256, width=256, data=bytes(size), label=1)])
+    images = ImageDatabase(str(tmp_path / "one.lmdb"))
+    for _ in range(20):
+        images.read(0)
+    before = held()
+    for _ in range(500):
+        images.read(0)
+    assert held() - before < 50 * size
+
+
 def test_a_plan_of_another_set_of_the_same_size(small_set, tmp_path):
     with np.load(small_set / "pairs.npz") as plan:
         contents = dict(plan)
