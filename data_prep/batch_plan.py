@@ -14,12 +14,11 @@ from data_prep.command import run
 # isort: split
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.files import locked, written_aside
+from data_prep.files import locked, read_rows, written_aside
 
 OWN_BATCH = {"pairs": 128, "triplets": 120}  # images, the paper's section 5
 BATCH = OWN_BATCH["pairs"]
@@ -176,16 +175,12 @@ def labels_of(csv_path):
 
 def read_list(csv_path):
     """The columns `path` and `label` of a set's train.csv or test.csv, two lists; ValueError where it is no such list."""
+    if not csv_path.exists():
+        raise ValueError(f"{csv_path}: not there; make data-<set> makes a set of ours, data_prep/build_set.py any other")
     try:
-        with open(csv_path, newline="", errors="surrogateescape") as stream:
-            rows = list(csv.DictReader(stream))
-            paths, labels = [row["path"] for row in rows], [int(row["label"]) for row in rows]
-            if None in paths:
-                raise ValueError("a row has no path")
-            return paths, labels
-    except FileNotFoundError:
-        raise ValueError(f"{csv_path}: not there; make data-<set> makes a set of ours, data_prep/build_set.py any other") from None
-    except (KeyError, TypeError, ValueError) as error:
+        rows = [row for _, row in read_rows(csv_path, "path", "class", "label")]
+        return [row["path"] for row in rows], [int(row["label"]) for row in rows]
+    except ValueError as error:
         raise ValueError(f"{csv_path}: is no list of a set's images (path, class, label): {error}; make the set again") from None
 
 

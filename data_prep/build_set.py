@@ -12,7 +12,6 @@ from data_prep.command import run
 # isort: split
 
 import argparse
-import csv
 import functools
 import hashlib
 import json
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS, make_plan, plan_file, write_plan
-from data_prep.files import locked
+from data_prep.files import locked, read_rows
 from data_prep.folder import read_images
 from data_prep.image import load_image
 from data_prep.imagenet import imagenet_mean
@@ -63,9 +62,11 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
           replace=None):  # fmt: skip
     """Make data/<set> as the module says, without a batch plan where `batch` is None; returns what set.json holds.
 
-    `replace`: where there is a set already, of other images or options, ValueError with these words instead of replacing it.
+    `groups`: path of a CSV file class,group, or None. `replace`: where there is a set already, of other images or options,
+    ValueError with these words instead of replacing it.
     """
     found = read_images(images)
+    groups = read_groups(groups, found) if groups else {}
     options = {"size": size, "groups": groups, "test_fraction": test_fraction, "holdout": holdout, "seed": seed,
                "batch": batch, "max_positive_pairs": max_positive_pairs, "skip_unreadable": skip_unreadable,
                "images": str(images), "mean": mean, "layout": 4}  # fmt: skip
@@ -102,13 +103,19 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
     return record
 
 
-def read_groups(path):
-    """class -> group from a CSV file with the columns class and group."""
-    with open(path, newline="", errors="surrogateescape") as stream:
-        rows = csv.DictReader(stream)
-        if not {"class", "group"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path}: expected the columns class and group, found {rows.fieldnames}")
-        return {row["class"]: row["group"] for row in rows}
+def read_groups(path, found):
+    """class -> group from a CSV file with the columns class and group; ValueError names a class that the Folder `found` lacks."""
+    groups = {}
+    for line, row in read_rows(path, "class", "group"):
+        name = row["class"]
+        if not name or not row["group"]:
+            raise ValueError(f"{path}: line {line} has no class or no group")
+        if name in groups:
+            raise ValueError(f"{path}: the class {name} is there twice, the second time in line {line}")
+        if name not in found.images and name not in found.empty:
+            raise ValueError(f"{path}: line {line} names the class {name}, which {found.root} does not have")
+        groups[name] = row["group"]
+    return groups
 
 
 def fraction(text):
@@ -140,10 +147,8 @@ def main():
         parser.error("--size must be positive")
     if arguments["mean"] == "imagenet" and arguments["size"] != 256:
         parser.error("ImageNet's mean image is for --size 256")
-    if arguments["groups"]:
-        arguments["groups"] = read_groups(arguments["groups"])
     with locked(arguments["out"], "making a set"):
-        build(**{**arguments, "groups": arguments["groups"] or {}})
+        build(**arguments)
 
 
 if __name__ == "__main__":

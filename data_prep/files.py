@@ -4,6 +4,7 @@ The standard library alone: tools/env.py uses it before there is a virtual envir
 """
 
 import contextlib
+import csv
 import fcntl
 import hashlib
 import json
@@ -97,6 +98,34 @@ def read_record(path):
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def read_rows(path, *columns):
+    """Yield (line, {column: text}) for each row of the CSV file `path`, whose first line must name `columns`.
+
+    UTF-8, with or without a byte order mark; bytes that are none stay as they are (surrogateescape). Raises ValueError naming
+    the file, and the line where a row has more or fewer fields than the first one, or a NUL: a name with a comma that is not
+    quoted would else be taken for two.
+    """
+    expected = f"expected a CSV file, commas between, whose first line names {' and '.join(columns)}"
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file; {expected}")
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
+        rows = csv.reader(stream, strict=True)
+        try:
+            head = next(rows, [])
+            if any(head.count(column) != 1 for column in columns):
+                found = ", ".join(head) or "nothing"
+                raise ValueError(f"{path}: {expected}; found {found if found.isprintable() else ascii(found[:100])}")
+            for row in filter(None, rows):
+                if len(row) != len(head):
+                    raise ValueError(f"{path}: line {rows.line_num} has {len(row)} fields, the first line {len(head)}; a field "
+                                     "with a comma in it stands in double quotes")  # fmt: skip
+                if any("\0" in field for field in row):
+                    raise ValueError(f"{path}: line {rows.line_num} holds a NUL, which no text does; write the file again")
+                yield rows.line_num, dict(zip(head, row))
+        except csv.Error as error:
+            raise ValueError(f"{path}: line {rows.line_num} is not CSV ({error}); {expected}") from None
 
 
 class DiskFull(OSError):

@@ -1,9 +1,10 @@
 """What is in a folder of images, one sub-folder a class; or in a list of images and their classes."""
 
-import csv
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from data_prep.files import read_rows
 
 SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
@@ -29,25 +30,17 @@ def read_list(path):
     Raises ValueError when it is no such file, when images are listed twice or are not there.
     """
     folder, line_of, missing = Folder(path.parent), {}, []
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-            rows = csv.DictReader(stream, strict=True)
-            if not {"path", "class"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{path}: expected a CSV file, commas between, whose first line names path and class; found "
-                                 f"{', '.join(rows.fieldnames or ()) or 'nothing'}")  # fmt: skip
-            for row in rows:
-                name, label = row["path"], row["class"]
-                if not name or not label or "\0" in name:
-                    raise ValueError(f"{path}: line {rows.line_num} has no path or no class")
-                file = os.path.realpath(path.parent / name)
-                if file in line_of:
-                    raise ValueError(f"{path}: {name} is listed twice, in lines {line_of[file]} and {rows.line_num}")
-                line_of[file] = rows.line_num
-                folder.images.setdefault(label, []).append(name)
-                if not os.path.isfile(file):
-                    missing.append((name, rows.line_num))
-    except csv.Error as error:
-        raise ValueError(f"{path}: is no CSV file of images ({error})") from None
+    for line, row in read_rows(path, "path", "class"):
+        name, label = row["path"], row["class"]
+        if not name or not label:
+            raise ValueError(f"{path}: line {line} has no path or no class")
+        file = os.path.realpath(path.parent / name)
+        if file in line_of:
+            raise ValueError(f"{path}: {name} is listed twice, in lines {line_of[file]} and {line}")
+        line_of[file] = line
+        folder.images.setdefault(label, []).append(name)
+        if not os.path.isfile(file):
+            missing.append((name, line))
     if missing:
         raise ValueError(f"{path}: {len(missing):,} of {len(line_of):,} images are not there, the first: {missing[0][0]} "
                          f"(line {missing[0][1]}); paths are taken from {path.parent}/")  # fmt: skip

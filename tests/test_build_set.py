@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, build_set, draw_images, start, tool
 from PIL import Image, ImageOps
 
-from data_prep.build_set import split_classes
+from data_prep.build_set import read_groups, split_classes
 from data_prep.files import locked, require_space, written_aside
 from data_prep.folder import read_folder
 from data_prep.image import load_image
@@ -191,6 +191,32 @@ def test_groups_stay_on_one_side():
     assert sorted(held_train + held_test) == train and len(held_test) == 3
     assert split_classes(classes, groups, 0.5, 0.0, 2)[0] != train
     assert split_classes(classes[::-1], groups, 0.5, 0.0, 1) == (train, test)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "groups.csv: no such file; expected a CSV file, commas between, whose first line names class and group"),
+        (b"", "whose first line names class and group; found nothing"),
+        (b"class,group\nclass000\n", "groups.csv: line 2 has 1 fields, the first line 2"),
+        (b"class,group\nclass000,\n", "groups.csv: line 2 has no class or no group"),
+        (b"class,group\nclass000,a\nclass000,b\n", "groups.csv: the class class000 is there twice, the second time in line 3"),
+        (b"class,group\nclass000,a\nclass9,a\n", "groups.csv: line 3 names the class class9, which .*images does not have"),
+        (b"\xef\xbb\xbfclass,group\nclass000,a\nempty,a\nclass001,a\n", None),
+    ],
+)
+def test_files_of_groups(tmp_path, text, message):
+    images = draw_images(tmp_path / "images", 4, 2)
+    (images / "empty").mkdir()
+    if text is not None:
+        (tmp_path / "groups.csv").write_bytes(text)
+    if message is None:
+        groups = read_groups(tmp_path / "groups.csv", read_folder(images))
+        assert groups == {"class000": "a", "empty": "a", "class001": "a"}
+        return
+    with pytest.raises(ValueError, match=message):
+        build_set(images, tmp_path / "set", batch=4, groups=tmp_path / "groups.csv")
+    assert not (tmp_path / "set").exists()
 
 
 def test_wrong_folders(tmp_path):
