@@ -92,11 +92,22 @@ def sha256(path):
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def read_json(text):
+    """The object that the JSON `text` is; ValueError for anything else, brackets beyond Python's depth among it."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"a JSON object was expected, not a {type(found).__name__}")
+    return found
+
+
 def read_record(path):
     """The JSON object in the file `path`, or an empty one when the file is missing or damaged."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        return read_json(path.read_text())
+    except (OSError, ValueError):
         return {}
 
 

@@ -35,11 +35,11 @@ def read_param_str(text, layer, **parameters):
     """
     known = ", ".join(parameters)
     try:
-        given = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(f"{layer}: param_str is not JSON ({error}): {text!r}") from None
+        given = json.loads(text or "{}", object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{layer}: param_str is not JSON ({error}): {_short(text)}") from None
     if not isinstance(given, dict):
-        raise ValueError(f"{layer}: param_str must be a JSON object, not {text!r}")
+        raise ValueError(f"{layer}: param_str must be a JSON object, not {_short(text)}")
     if unknown := [name for name in given if name not in parameters]:
         raise ValueError(f"{layer}: unknown key {unknown[0]!r} in param_str; the known ones are {known}")
     values = {}
@@ -53,8 +53,26 @@ def read_param_str(text, layer, **parameters):
             continue
         value = given[name]
         if kind is float and type(value) is int:
-            value = float(value)
+            value = float(value) if abs(value) < 2**1023 else math.inf
         if type(value) is not kind or (kind is float and not math.isfinite(value)):
-            raise ValueError(f"{layer}: {name!r} in param_str must be a {kind.__name__}, not {given[name]!r}")
+            raise ValueError(f"{layer}: {name!r} in param_str must be a {kind.__name__}, not {_short(given[name])}")
+        if kind is str and ("\0" in value or (required and not value)):
+            raise ValueError(f"{layer}: {name!r} in param_str must name a file, not {_short(value)}")
         values[name] = value
     return values
+
+
+def _each_once(pairs):
+    """The JSON object of these (name, value); ValueError for a name that is there twice, of which json would keep the last."""
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {name!r} is there twice")
+        found[name] = value
+    return found
+
+
+def _short(value):
+    """A value as a message shows it: its beginning is enough."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

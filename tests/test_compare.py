@@ -355,8 +355,8 @@ def test_lines_fit_a_terminal(cub):
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "{", "[]", '{"n": 1}', b"\x89PNG", {"nmi": float("nan")}, {"f1": 2}, {"recall_at": {}}, {"recall_at": {"one": 0.5}},
-     {"recall_at": {"1": 41.0}}, {"clustering": None}, {"clustering": {"method": "kmeans"}}, {"about": None}, {"about": {"set": 1}},
+    ["", "{", "[]", "[" * 100_000, '{"n": 1}', b"\x89PNG", {"nmi": float("nan")}, {"f1": 2}, {"recall_at": {}},
+     {"recall_at": {"one": 0.5}}, {"recall_at": {"1": 41.0}}, {"clustering": None}, {"clustering": {"method": "kmeans"}}, {"about": None}, {"about": {"set": 1}},
      {"map_at_r": "high"}, {"n": 0}, {"baselines": {"raw_pixels": {}}}],
 )  # fmt: skip
 def test_a_damaged_file_among_many_is_named(cub, damage):

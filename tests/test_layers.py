@@ -74,6 +74,9 @@ def test_loss_layer_refuses_another_number_of_labels(caffe, tmp_path):
         ('{"margin": "1"}', "must be a float, not '1'"),
         ('{"margin": NaN}', "must be a float, not nan"),
         ('{"margin": true}', "must be a float, not True"),
+        ('{"margin": 1, "margin": 5}', "the key 'margin' is there twice"),
+        (f'{{"margin": {10**400}}}', "must be a float, not 10000"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_loss_layer_refuses_a_wrong_param_str(caffe, tmp_path, param, message):
@@ -86,6 +89,8 @@ def test_param_str_defaults_and_required_keys():
     assert read_param_str('{"margin": 2}', "Layer", margin=1.0, seed=1) == {"margin": 2.0, "seed": 1}
     with pytest.raises(ValueError, match="Layer: param_str lacks 'lmdb'; its keys are lmdb, seed"):
         read_param_str("{}", "Layer", lmdb=str, seed=1)
+    with pytest.raises(ValueError, match=r"Layer: 'mean_file' in param_str must name a file, not 'a.x00b'"):
+        read_param_str(r'{"mean_file": "a\u0000b"}', "Layer", mean_file="")
 
 
 DATA_NET = """
@@ -138,6 +143,7 @@ def test_data_layer_counter_survives_save_and_load(caffe, tmp_path, small_set):
         ({"seed": -1}, "seed must not be negative, not -1"),
         ({"colour": True}, "PairBatchData: unknown key 'colour'"),
         ({"crop": "14"}, "'crop' in param_str must be a int"),
+        ({"lmdb": ""}, "PairBatchData: 'lmdb' in param_str must name a file, not ''"),
     ],
 )
 def test_data_layer_refuses_wrong_settings(caffe, tmp_path, small_set, changed, message):

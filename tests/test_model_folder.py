@@ -287,6 +287,9 @@ def test_a_record_that_makes_no_sense(copy, key, value):
     (copy / "model.json").write_text(json.dumps({**record, key: value}))
     with pytest.raises(ValueError, match=f"model.json: is damaged.*{key}"):
         read_model(copy)
+    (copy / "model.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="model.json: is damaged"):
+        read_model(copy)
 
 
 def test_a_net_of_other_dimensions_than_recorded(copy):

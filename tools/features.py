@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.files import written_aside
+from data_prep.files import read_json, written_aside
 
 
 class TooFew(ValueError):
@@ -33,7 +33,7 @@ def load_features(path):
     try:
         with np.load(path, allow_pickle=False) as archive:
             features, labels, paths = (archive[name] for name in ("features", "labels", "paths"))
-            about = dict(json.loads(str(archive["about"]))) if "about" in archive else {}
+            about = read_json(str(archive["about"])) if "about" in archive else {}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; tools/extract.py makes it (make demo)") from None
     except Exception as error:  # a damaged zip shows as any of five exceptions
@@ -55,6 +55,6 @@ def read_about(path):
     """What the features at `path` were made from, without reading them; empty when that cannot be told."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return dict(json.loads(str(archive["about"])))
+            return read_json(str(archive["about"]))
     except Exception:  # a damaged zip shows as any of five exceptions
         return {}

@@ -1,10 +1,10 @@
 """The finished runs of a set, and which of them are one experiment under several seeds."""
 
-import json
 import re
 from pathlib import Path
 from string import ascii_lowercase
 
+from data_prep.files import read_json
 from tools.published import METHODS, SAME, own_batch
 
 OTHER_NETWORKS = ("Inception-BN", "ResNet-50")  # known by their names in a solver's path
@@ -15,7 +15,7 @@ TRAINING = {"solver", "seed", "iterations", "base_lr"}  # of run.json, all of th
 def read_metrics(path, again="remove it and call the same command again"):
     """The metrics.json at `path`; ValueError names it, and what to do, when it is missing or damaged."""
     try:
-        metrics = json.loads(Path(path).read_text())
+        metrics = read_json(Path(path).read_text())
         whole = min(metrics["n"], metrics["classes"], metrics["clustering"]["clusters"]) > 0 and metrics["clustering"]["method"]
         for row in (metrics, *metrics["baselines"].values()):
             shares = [*row["recall_at"].values(), row["nmi"], row["f1"], row.get("map_at_r") or 0]

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from data_prep.files import locked, remove, remove_partials, written_aside
+from data_prep.files import locked, read_json, remove, remove_partials, written_aside
 from data_prep.folder import SUFFIXES
 from data_prep.image import BYTES_A_PIXEL, DECODING, MOST_PIXELS, open_image, three_channels
 
@@ -146,7 +146,7 @@ def read_index(home):
 def _read_record(path):
     """What index.json says, `files` as a dict id -> File."""
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path.read_text())
         if record["layout"] != LAYOUT:
             raise ValueError(f"layout {record['layout']}, not {LAYOUT}")
         record["files"] = {int(number): File(str(name), int(size), int(changed)) for number, name, size, changed in record["files"]}
