@@ -356,7 +356,11 @@ def test_lines_fit_a_terminal(cub):
 @pytest.mark.parametrize(
     "damage",
     ["", "{", "[]", "[" * 100_000, '{"n": 1}', b"\x89PNG", {"nmi": float("nan")}, {"f1": 2}, {"recall_at": {}},
-     {"recall_at": {"one": 0.5}}, {"recall_at": {"1": 41.0}}, {"clustering": None}, {"clustering": {"method": "kmeans"}}, {"about": None}, {"about": {"set": 1}},
+     {"recall_at": {"one": 0.5}}, {"recall_at": {"1": 41.0}}, {"clustering": None}, {"clustering": {"method": "kmeans"}},
+     {"clustering": {"method": "kmeans", "clusters": 3, "library": 5}}, {"about": None}, {"about": {"set": 1}},
+     {"about": {"set": {"content": 5}}}, {"about": {"set": {"doubts": 7}}}, {"about": {"pretrained": {"x": 1}}},
+     {"about": {"training": {"solver": 5, "seed": [], "iterations": "x", "base_lr": "y"}}}, {"made_from": [1]},
+     {"about": {"training": {"weights": {"sha1": "405fc5ac"}}}}, {"n": "x"}, {"baselines": []},
      {"map_at_r": "high"}, {"n": 0}, {"baselines": {"raw_pixels": {}}}],
 )  # fmt: skip
 def test_a_damaged_file_among_many_is_named(cub, damage):

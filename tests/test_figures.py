@@ -358,14 +358,17 @@ def test_whiskers_reach_from_the_lowest_to_the_highest_seed(monkeypatch):
 def test_the_log_of_a_training(tmp_path):
     path = tmp_path / "log.csv"
     assert plots.read_log(path) == {}
-    path.write_text("iteration,loss,positive_mean\n")
+    head = ",".join(plots.LOGGED)
+    path.write_text(f"{head}\n")
     assert plots.read_log(path) == {}
-    path.write_text("iteration,loss,positive_mean\n1,2.5,\n2,1.5,0.25\n")
+    path.write_text(f"{head}\n1,2.5,,,,,\n2,1.5,0,0.25,1,1,1\n")
     log = plots.read_log(path)
     assert log["loss"].tolist() == [2.5, 1.5] and np.isnan(log["positive_mean"][0]) and log["positive_mean"][1] == 0.25
-    path.write_text("iteration,loss\n1,2.5\n2,half a nu")
-    with pytest.raises(ValueError, match="log.csv: is damaged"):
-        plots.read_log(path)
+    ends = ("2,half", "2,1\0,,,,,", "a,1,,,,,", "2,nan,,,,,", "2,1,,,,,,9")
+    for damaged in (b"\xff\xfe\0", b"loss\n1\n", *(f"{head}\n1,2.5,,,,,\n{end}".encode() for end in ends)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="log.csv: is damaged"):
+            plots.read_log(path)
     done = tool("tools/plots.py", "--log", tmp_path / "none.csv", "--out", tmp_path / "training.png")
     assert done.returncode == 1 and "none.csv: is missing or empty; tools/train.py writes it" in done.stderr
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, tool
 from PIL import Image
 
-from tools import check_report, report
+from tools import check_report, extract, report
 from tools.features import save_features
 
 
@@ -203,7 +203,26 @@ def test_a_run_without_a_log_and_damaged_files(run, small_set, made, tmp_path):
     (copy / "run.json").write_text('{"settings": 3}')
     with pytest.raises(ValueError, match="somewhere/run.json: is damaged"):
         report.page(copy, small_set, 1, None)
+    with pytest.raises(ValueError, match="somewhere/run.json: is damaged"):
+        extract.describe(small_set, "test", "net", copy / "model.caffemodel", "fc_embedding", None)
     shutil.copy(run / "run.json", copy)
+    (copy / "report.md").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="somewhere/report.md: is not what tools/compare.py writes"):
+        report.page(copy, small_set, 1, None)
+    shutil.copy(run / "report.md", copy)
+    (copy / "solver.prototxt").write_bytes(b"\xff")
+    other = shutil.copytree(small_set, tmp_path / "set")
+    record = json.loads((other / "set.json").read_text())
+    for change in ({"images": 5}, {"size": "x"}, {"size": -1}):
+        (other / "set.json").write_text(json.dumps({**record, **change}))
+        with pytest.raises(ValueError, match="set/set.json: is missing or damaged"):
+            report.page(copy, other, 1, None)
+    made_from = np.load(copy / "tsne.npz")["made_from"]
+    for damage in ({"rows": np.arange(30) + 9}, {"rows": np.zeros(30)}, {"points": np.full((30, 2), np.nan)}):
+        np.savez(copy / "tsne.npz", **{"rows": np.arange(30), "points": np.zeros((30, 2)), "made_from": made_from, **damage})
+        assert "Map of the embedding" in report.page(copy, small_set, 1, None)  # made again
+        with np.load(copy / "tsne.npz") as kept:
+            assert kept["rows"].tolist() == list(range(30)) and kept["points"].any()
     with np.load(run / "features.npz") as archive:
         save_features(copy / "features.npz", archive["features"] * 2, archive["labels"], archive["paths"], {})
     with pytest.raises(ValueError, match="metrics.json: was made from other features"):

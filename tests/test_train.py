@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from caffe_pb2 import NetParameter, SolverState
+from caffe_pb2 import NetParameter, SolverParameter, SolverState
 from conftest import ROOT, build_set, draw_images, start, stock_caffe, tool, write_solver
 
 from data_prep.batch_plan import ensure_plan
@@ -441,9 +441,54 @@ def test_what_is_missing_is_named_with_the_next_command(tmp_path, small_set):
         net.write_text(text.replace(old, new))
         done = train(solver, tmp_path / "run")
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
-    solver.write_text("net: 3")
-    done = train(solver, tmp_path / "run")
-    assert done.returncode == 1 and "is not a SolverParameter" in done.stderr
+    for text, message in (("net: 3", "is not a SolverParameter"), ("base_lr: 1", "solver.prototxt: names no net")):
+        solver.write_text(text)
+        done = train(solver, tmp_path / "run")
+        assert done.returncode == 1 and message in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000, b'{"settings": 3}',
+                                     b'{"settings": {}, "versions": {}}', None,
+                                     b'{"settings": {"data": 5}, "versions": {}, "command": []}'])  # fmt: skip
+def test_a_run_whose_record_is_damaged(tmp_path, content):
+    from tools.train import prepare
+
+    record = tmp_path / "run.json"
+    record.mkdir() if content is None else record.write_bytes(content)
+    with pytest.raises(ValueError, match=r"run.json: is damaged, or not what .* another \(RUN=name\), or remove the folder"):
+        prepare(tmp_path, SolverParameter(), NetParameter(), {})
+
+
+def test_a_log_that_is_damaged(tmp_path):
+    from tools.train import Log
+
+    path = tmp_path / "log.csv"
+    Log(path, 5).stream.close()
+    head = path.read_text().strip()
+    row = "3,1.5,,,,,,\n"
+    path.write_text(f"{head}\n{row}4,1.")  # the disk was full
+    log = Log(path, 5)
+    log.write({"iteration": 4, "loss": 1.25})
+    log.stream.close()
+    assert path.read_text().splitlines() == [head, row.strip(), "4,1.25,,,,,,"]
+    for damaged in (
+        b"",
+        b"\xff\xfe\0\0",
+        b"loss\n1\n",
+        *(f"{head}\n{row}{end}\n".encode() for end in ("4,1", "a,1,,,,,,", "4,\0,,,,,,")),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"log.csv: is damaged .*; remove it, and the same command goes on"):
+            Log(path, 5)
+
+
+def test_states_of_other_names_are_passed_over(tmp_path):
+    from tools.train import Snapshots
+
+    for name in ("3", "20", "abc", "", "1.5"):
+        (tmp_path / f"snapshot_iter_{name}.solverstate").touch()
+    found = Snapshots(tmp_path, None, 10).states()
+    assert [path.name for path in found] == ["snapshot_iter_20.solverstate", "snapshot_iter_3.solverstate"]
 
 
 def test_two_trainings_in_one_folder(tmp_path, small_set):
@@ -591,7 +636,7 @@ def test_each_iteration_has_a_random_state_of_its_own():
 def test_which_snapshots_are_scored(tmp_path):
     from tools.score import stages
 
-    (tmp_path / "run.json").write_text(json.dumps({"settings": {"iterations": 40000}}))
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"iterations": 40000}, "versions": {}, "command": []}))
     for number in (0, 1000, 10000, 20000, 30000, 39871, 40000):
         (tmp_path / f"snapshot_iter_{number}.caffemodel").touch()
     found = stages(tmp_path)

@@ -22,12 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.batch_plan import read_list
-from data_prep.files import read_record, sha256
+from data_prep.files import sha256
 from data_prep.imagenet import known_weights
 from data_prep.write_set import read_set
 from pair_batch import ImageDatabase, centre_crop, read_mean, transform
 from tools.blas import choose_kernels
 from tools.features import read_about, save_features
+from tools.runs import read_run
 
 BATCH = 100  # images at a time,
 BLOB_BYTES = 400 << 20  # or fewer, where the net's blobs would take more than this
@@ -91,8 +92,8 @@ def extract_embeddings(images, deploy, weights, mean, blob):
 def describe(data_set, part, deploy, weights, blob, pixels):
     """What the features are made from, for `about` in features.npz and for the tables made from them."""
     made = read_set(data_set)
-    training = read_record(Path(weights).parent / "run.json").get("settings") if weights else None
-    for folder, content in (training or {}).get("data", {}).items():
+    training = read_run(Path(weights).parent).get("settings") if weights else None
+    for folder, content in ((training or {}).get("data") or {}).items():
         if os.path.realpath(folder) == os.path.realpath(data_set) and content != made.get("content"):
             raise ValueError(f"{weights}: was trained on other images, or another split, than {data_set} holds now; test images "
                              "may have been seen in training. Make the set as it was, or train again (RUN=name)")  # fmt: skip
@@ -104,7 +105,7 @@ def describe(data_set, part, deploy, weights, blob, pixels):
         raise ValueError(f"{weights}: no such file; tools/train.py makes it")
     iteration = re.fullmatch(r"snapshot_iter_(\d+)", Path(weights).stem)
     if training:
-        training["iteration"] = int(iteration[1]) if iteration else training["iterations"]
+        training["iteration"] = int(iteration[1]) if iteration else training.get("iterations")
     about |= {"net": str(deploy), "blob": blob, "weights": sha256(weights), "training": training}
     return about if training or blob == "fc_embedding" else {**about, "pretrained": known_weights(weights)}
 

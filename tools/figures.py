@@ -112,7 +112,7 @@ def image_reader(data_set, paths):
     From the images on disk where the set keeps them, without Caffe; else from its LMDB, which has what the net saw.
     """
     home = read_record(Path(data_set) / "set.json")
-    if not home:
+    if not home or not isinstance(home.get("images", ""), str) or type(home.get("size")) is not int or home["size"] < 1:
         raise ValueError(f"{data_set}/set.json: is missing or damaged; make data-<set> makes a set of ours, "
                          "data_prep/build_set.py any other")  # fmt: skip
     if "images" in home:

@@ -12,7 +12,6 @@ from data_prep.command import run
 # isort: split
 
 import argparse
-import csv
 import io
 import textwrap
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from data_prep.files import written_aside
+from data_prep.files import read_rows, written_aside
 from tools.published import METHODS, cite, is_rerun, own_batch, read_published, title
 from tools.runs import finished_runs, grouped, set_of
 
@@ -37,6 +36,7 @@ LOOK = {
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4", "axes.edgecolor": "#888888", "legend.frameon": False,
     "svg.hashsalt": "lifted",
 }  # fmt: skip
+LOGGED = ("iteration", "loss", "positive_min", "positive_mean", "positive_max", "negative_min", "active")  # what is drawn of it
 SMOOTHED = 50  # the smoothed loss is the mean over this part of the training
 
 
@@ -183,12 +183,14 @@ def read_log(path):
     """{column: (n,) numbers, NaN where a row has none} of a run's log.csv; empty where there is none or nothing in it."""
     if not path.exists():
         return {}
-    with open(path, newline="") as stream:
-        rows = list(csv.DictReader(stream))
     try:
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]} if rows else {}
-    except (ValueError, TypeError):
-        raise ValueError(f"{path}: is damaged; remove it, the other files of the run do not need it") from None
+        rows = [row for _, row in read_rows(path, *LOGGED)] if path.stat().st_size else []
+        log = {name: np.array([float(row[name] or "nan") for row in rows]) for name in LOGGED} if rows else {}
+        if log and not np.isfinite([log["iteration"], log["loss"]]).all():
+            raise ValueError("an iteration or a loss is not finite")
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged ({error}); remove it, the other files of the run do not need it") from None
+    return log
 
 
 def smooth(values, window):

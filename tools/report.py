@@ -28,11 +28,11 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from data_prep.files import read_record, sha256, written_aside
+from data_prep.files import sha256, written_aside
 from tools import figures, plots, tsne_map
 from tools.features import TooFew, load_features
 from tools.published import METHODS, cite, is_paper_s_own, read_published
-from tools.runs import describe, finished_runs, grouped, read_metrics, set_of
+from tools.runs import describe, finished_runs, grouped, read_metrics, read_run, set_of
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 SETS = {"cub": "CUB-200-2011", "cars196": "Cars196", "sop": "Stanford Online Products", "demo": "emoji drawings",
@@ -155,7 +155,10 @@ def heading(metrics, folder, name, method, dimensions):
 
 def numbers(path):
     """report.md, without its first heading and the doubts about the set, which stand at the top of the page."""
-    text = re.sub(r"\A# .*\n+", "", path.read_text())
+    try:
+        text = re.sub(r"\A# .*\n+", "", path.read_text())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not what tools/compare.py writes ({error}); call it again") from None
     return "<h2>Numbers</h2>\n" + markdown(re.sub(r"\A\*\*This is not the official set.*\n(- .*\n)*", "", text))
 
 
@@ -285,15 +288,16 @@ def recipe(folder, record, again):
     pairs += [("starting weights", "random")] if not settings.get("weights") else []
     found = [(name, ", ".join(map(str, value)) if isinstance(value, list) else value) for name, value in versions.items()]
     solver = folder / "solver.prototxt"
-    threads = f"OPENBLAS_NUM_THREADS={versions['caffe_blas'][2]} " if (versions.get("caffe_blas") or [None])[-1] else ""
+    threads = f"OPENBLAS_NUM_THREADS={versions['caffe_blas'][-1]} " if (versions.get("caffe_blas") or [None])[-1] else ""
     body = ["<h2>Recipe</h2>", "<h3>Settings</h3>", facts(pairs)]
     if solver.exists():
-        body.append(f"<details><summary>The solver as it ran</summary><pre>{escape(solver.read_text())}</pre></details>")
+        ran = solver.read_text(errors="backslashreplace")
+        body.append(f"<details><summary>The solver as it ran</summary><pre>{escape(ran)}</pre></details>")
     body += ["<h3>Versions</h3>", '<p class="soft">When the training began:</p>', facts(found),
              f'<p class="soft">When this page was made: Python {platform.python_version()}, matplotlib {matplotlib.__version__}, '
              f"{tsne_map.SETTINGS['library']}, {escape(checkout())}.</p>",
              "<h3>To make it again</h3>"]  # fmt: skip
-    commands = [("All of it:", again), ("The training alone:", threads + shlex.join(["python", *record["command"]])),
+    commands = [("All of it:", again), ("The training alone:", threads + shlex.join(["python", *map(str, record["command"])])),
                 ("This page, from what lies in the folder of the run:", shlex.join(["python", *sys.argv]))]  # fmt: skip
     body += [f'<p>{words}</p><pre class="command">{escape(command)}</pre>' for words, command in commands if command]
     return "\n".join(body)
@@ -319,17 +323,14 @@ def check_folder(folder):
                         ("report.md", "tools/compare.py")):  # fmt: skip
         if not (folder / name).exists():
             raise ValueError(f"{folder / name}: is missing; {maker} makes it (make demo, make train-<set>)")
-    record = read_record(folder / "run.json")
-    if not all(isinstance(record.get(key), kind) for key, kind in (("settings", dict), ("versions", dict), ("command", list))):
-        raise ValueError(f"{folder}/run.json: is damaged; it cannot be told how the run was trained. Train it again (RUN=name)")
-    return record
+    return read_run(folder)
 
 
 def page(folder, data_set, seed, again):
     """The HTML of a run's report."""
     record = check_folder(folder)
     metrics = read_metrics(folder / "metrics.json")
-    of = metrics.get("made_from", {}).get("features")
+    of = (metrics.get("made_from") or {}).get("features")
     if of and of != sha256(folder / "features.npz"):
         raise ValueError(f"{folder}/metrics.json: was made from other features than those beside it; call tools/evaluate.py again")
     features, labels, paths, _ = load_features(folder / "features.npz")

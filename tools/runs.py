@@ -4,12 +4,50 @@ import re
 from pathlib import Path
 from string import ascii_lowercase
 
-from data_prep.files import read_json
+from data_prep.files import read_json, read_record
 from tools.published import METHODS, SAME, own_batch
 
 OTHER_NETWORKS = ("Inception-BN", "ResNet-50")  # known by their names in a solver's path
 GOOGLENET = ("cub", "cars196", "sop")  # sets that are trained with it where nothing else is said
 TRAINING = {"solver", "seed", "iterations", "base_lr"}  # of run.json, all of them or it is not known how a run was trained
+# What is read out of run.json and metrics.json, as `fits` checks it.
+WEIGHTS = {"sha1": str, "bvlc_googlenet": bool}
+SETTINGS = {"solver": str, "seed": int, "iterations": int, "base_lr": float, "batch": int, "network": str, "data": dict,
+            "weights": WEIGHTS}  # fmt: skip
+RUN = {"settings": SETTINGS, "versions": {"caffe_blas": list}, "command": list}
+ABOUT = {"set": {"name": str, "content": str, "official": bool, "doubts": list}, "training": SETTINGS, "pretrained": WEIGHTS}
+METRICS = {"about": ABOUT, "made_from": {"features": str}, "n": int, "classes": int, "lone_queries": int,
+           "clustering": {"method": str, "library": str, "seed": int, "clusters": int, "wanted": int}}  # fmt: skip
+
+
+def fits(found, kind):
+    """Whether a value out of a JSON file is of `kind`: a type, or a dict of the kinds of an object's keys.
+
+    What is missing or null fits, as not known; of WEIGHTS all keys must be there. A float is any number that Python can print.
+    """
+    if found is None:
+        return True
+    if isinstance(kind, dict):
+        return (isinstance(found, dict) and all(fits(found.get(name), below) for name, below in kind.items())
+                and (kind is not WEIGHTS or not found or None not in map(found.get, WEIGHTS)))  # fmt: skip
+    if kind is float:
+        return isinstance(found, (int, float)) and abs(found) < 1e300
+    return type(found) is kind
+
+
+def read_run(folder):
+    """What run.json in a run's folder says: `settings`, `versions`, `command`; empty where there is none.
+
+    ValueError when it is damaged.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    record = read_record(path)
+    if None in map(record.get, RUN) or not fits(record, RUN):
+        raise ValueError(f"{path}: is damaged, or not what tools/train.py writes; it cannot be told how the run was trained. Train "
+                         "another (RUN=name), or remove the folder")  # fmt: skip
+    return record
 
 
 def read_metrics(path, again="remove it and call the same command again"):
@@ -20,11 +58,11 @@ def read_metrics(path, again="remove it and call the same command again"):
         for row in (metrics, *metrics["baselines"].values()):
             shares = [*row["recall_at"].values(), row["nmi"], row["f1"], row.get("map_at_r") or 0]
             whole = whole and row["recall_at"] and all(map(int, row["recall_at"])) and all(0 <= share <= 1 for share in shares)
-        if whole and all(isinstance(metrics["about"].get(name) or {}, dict) for name in ("training", "set", "pretrained")):
+        if whole and metrics["about"] is not None and fits(metrics, METRICS):
             return metrics
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; tools/evaluate.py makes it (make demo)") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError):
         pass
     raise ValueError(f"{path}: is not what tools/evaluate.py writes; {again}")
 
@@ -32,7 +70,7 @@ def read_metrics(path, again="remove it and call the same command again"):
 def training_of(metrics):
     """What run.json says about the training behind a metrics.json; empty when that is not known."""
     training = metrics["about"].get("training") or {}
-    return training if training.keys() >= TRAINING else {}
+    return training if None not in map(training.get, TRAINING) else {}
 
 
 def pretrained_of(metrics):

@@ -16,17 +16,18 @@ from data_prep.command import run
 import argparse
 from pathlib import Path
 
-from data_prep.files import locked, read_record, user_path
+from data_prep.files import locked, user_path
 from data_prep.write_set import read_set
 from tools.evaluate import evaluate, numbers
 from tools.extract import extract
+from tools.runs import read_run
 
 EVERY = 10000  # iterations, the snapshots of the authors' solver
 
 
 def stages(folder):
     """[(suffix of the files' names, weights)] of what is scored in a run's folder, the final net last."""
-    last = read_record(folder / "run.json").get("settings", {}).get("iterations", 0)
+    last = read_run(folder).get("settings", {}).get("iterations") or 0
     snapshots = [(f"_iter_{number}", folder / f"snapshot_iter_{number}.caffemodel") for number in range(EVERY, last, EVERY)]
     return [(suffix, path) for suffix, path in snapshots if path.exists()] + [("", folder / "model.caffemodel")]
 

@@ -44,12 +44,13 @@ from google.protobuf import text_format
 from tqdm import tqdm
 
 from data_prep.batch_plan import kind_of, plan_file
-from data_prep.files import locked, read_record, require_space, sha256, user_path, written_aside
+from data_prep.files import locked, read_record, read_rows, require_space, sha256, user_path, written_aside
 from data_prep.imagenet import known_weights
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
 from tools.caffe_files import check_solver, check_state, check_weights, constructed, load_modules, read_binary, read_text
+from tools.runs import read_run
 from tools.versions import versions
 from tools.watch import Watch
 
@@ -65,6 +66,8 @@ STATISTICS = ("positive_min", "positive_mean", "positive_max", "negative_min", "
 def run_files(solver_path, run, seed, iterations, data_set, batch):
     """The run's own solver and net, messages, with seed, iterations, folder, data set and batch written in."""
     solver = read_text(solver_path, SolverParameter())
+    if not solver.net:
+        raise ValueError(f'{solver_path}: names no net; a solver that is trained here has a line such as net: "train_val.prototxt"')
     net = read_text(solver.net, NetParameter())
     tops = {top for layer in net.layer for top in layer.top}
     if lacking := [blob for blob in WATCHED if blob not in tops]:
@@ -126,12 +129,12 @@ def prepare(run, solver, net, settings):
     texts = {"solver.prototxt": text_format.MessageToString(solver), "train_val.prototxt": text_format.MessageToString(net)}
     record = run / "run.json"
     if record.exists():
-        earlier = json.loads(record.read_text())
+        earlier = read_run(run)
         changed = [f"    {name}: {difference(name, earlier['settings'].get(name), settings.get(name))}"
                    for name in sorted({*earlier["settings"], *settings})
                    if earlier["settings"].get(name) != settings.get(name)]  # fmt: skip
         changed += [f"    {name}: is not what this call would write" for name, text in texts.items()
-                    if (run / name).read_text() != text]  # fmt: skip
+                    if not (run / name).is_file() or (run / name).read_bytes() != text.encode()]  # fmt: skip
         if changed:
             raise ValueError(f"{run}: was begun with other settings:\n" + "\n".join(changed) +
                              "\nCall it with those, name another run (RUN=name), or remove the folder.")  # fmt: skip
@@ -167,7 +170,8 @@ class Snapshots:
 
     def states(self):
         """The states in the run's folder, newest first."""
-        return sorted(self.run.glob("snapshot_iter_*.solverstate"), key=_iteration, reverse=True)
+        named = (path for path in self.run.glob("snapshot_iter_*.solverstate") if path.stem.rsplit("_", 1)[1].isdecimal())
+        return sorted(named, key=_iteration, reverse=True)
 
     def save(self):
         """Save at the current iteration; ValueError instead when a weight is not finite, DiskFull when there is no room.
@@ -222,8 +226,14 @@ class Log:
     def __init__(self, path, iteration):
         kept = []
         if path.exists():
-            with open(path, newline="") as stream:
-                kept = [row for row in csv.DictReader(stream) if int(row["iteration"]) <= iteration]
+            with open(path, "r+b") as stream:
+                stream.truncate(stream.read().rfind(b"\n") + 1)  # a full disk cuts the last row off
+            try:
+                rows = ({name: row[name] for name in self.fields} for _, row in read_rows(path, *self.fields))
+                kept = [row for row in rows if int(row["iteration"]) <= iteration]
+            except ValueError as error:
+                raise ValueError(f"{path}: is damaged ({error}); remove it, and the same command goes on: only the curves of the "
+                                 "training are drawn from it") from None  # fmt: skip
         with written_aside(path) as aside, open(aside, "w", newline="") as stream:
             rows = csv.DictWriter(stream, self.fields)
             rows.writeheader()

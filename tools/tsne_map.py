@@ -61,8 +61,11 @@ def places(features_path, features, seed=1):
     made_from = json.dumps({"features": sha256(features_path), "seed": seed, **SETTINGS}, sort_keys=True)
     try:
         with np.load(kept, allow_pickle=False) as archive:
-            if str(archive["made_from"]) == made_from:
-                return archive["rows"], archive["points"]
+            rows, points = archive["rows"], archive["points"]
+            whole = (rows.dtype.kind == "i" and points.shape == (len(rows), 2) and np.isfinite(points).all()
+                     and 0 <= rows.min() <= rows.max() < len(features))  # fmt: skip
+            if str(archive["made_from"]) == made_from and whole:
+                return rows, points
     except Exception:  # missing or damaged: it is made again
         pass
     rows = np.arange(len(features))
