@@ -244,6 +244,23 @@ def test_features_files(tmp_path):
     np.savez(tmp_path / "nan.npz", features=features * np.nan, labels=labels, paths=paths)
     np.savez(tmp_path / "pickle.npz", features=np.array([{}]), labels=labels, paths=paths)
     (tmp_path / "damaged.npz").write_bytes((tmp_path / "f.npz").read_bytes()[:200])
+    whole = {"features": features, "labels": labels, "paths": np.array(paths)}
+    for number, (damage, message) in enumerate([
+        ({"features": features.astype(complex)}, "expected features .N, c. that are numbers, found complex128"),
+        ({"features": features > 0}, "that are numbers, found bool"), ({"features": features.astype(str)}, "found <U32"),
+        ({"features": features[0]}, r"found float32 \(3,\)"), ({"features": features[:, :0]}, r"found float32 \(3, 0\)"),
+        ({"features": features.astype(float) * 1e300}, r"holds numbers beyond 1e\+15"),
+        ({"features": np.float32(3)}, r"found float32 \(\)"),
+        ({"labels": labels + 0.5}, "expected 3 labels, whole numbers, .*; found float64"),
+        ({"labels": labels * np.nan}, "found float64"),
+        ({"labels": labels[:, None]}, r"found int64 \(3, 1\)"), ({"labels": np.int64(3)}, r"found int64 \(\)"),
+        ({"labels": labels[1:]}, r"found int64 \(2,\)"), ({"labels": labels.astype(str)}, "found <U21"),
+        ({"paths": labels}, "expected 3 paths, texts, .*; found int64"), ({"about": "[1]"}, "cannot be read as features"),
+        ({"about": "[" * 100_000}, "brackets nested"), ({"about": '{"set": 5}'}, "about: other than what extraction writes"),
+    ]):  # fmt: skip
+        np.savez(tmp_path / f"{number}.npz", **{**whole, **damage})
+        with pytest.raises(ValueError, match=rf"/{number}\.npz: .*{message}"):
+            load_features(tmp_path / f"{number}.npz")
     messages = {"nan": "not finite", "pickle": "cannot be read", "damaged": "cannot be read", "none": "no such file"}
     for name, message in messages.items():
         with pytest.raises(ValueError, match=message):

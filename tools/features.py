@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.files import read_json, written_aside
+from tools.runs import ABOUT, fits
+
+LARGEST = 1e15  # of a feature: the squares of thousands of them still add up to a float32
 
 
 class TooFew(ValueError):
@@ -34,6 +37,8 @@ def load_features(path):
         with np.load(path, allow_pickle=False) as archive:
             features, labels, paths = (archive[name] for name in ("features", "labels", "paths"))
             about = read_json(str(archive["about"])) if "about" in archive else {}
+        if not fits(about, ABOUT):
+            raise ValueError("about: other than what extraction writes")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; tools/extract.py makes it (make demo)") from None
     except Exception as error:  # a damaged zip shows as any of five exceptions
@@ -43,12 +48,21 @@ def load_features(path):
 
 
 def _check(path, features, labels, paths):
-    if features.ndim != 2 or not len(features) == len(labels) == len(paths):
-        raise ValueError(f"{path}: features {features.shape}, {len(labels)} labels and {len(paths)} paths do not belong together")
+    features, labels, paths = map(np.asarray, (features, labels, paths))
+    again = "make it again with tools/extract.py"
+    if features.ndim != 2 or not features.size or features.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: expected features (N, c) that are numbers, found {features.dtype} {features.shape}; {again}")
+    for name, array, kinds, what in (("labels", labels, "iu", "whole numbers"), ("paths", paths, "U", "texts")):
+        if array.shape != features.shape[:1] or array.dtype.kind not in kinds:
+            raise ValueError(f"{path}: expected {len(features)} {name}, {what}, one for each row of the features {features.shape}; "
+                             f"found {array.dtype} {array.shape}; {again}")  # fmt: skip
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if bad.size:
         raise ValueError(f"{path}: {bad.size} of {len(features)} feature rows are not finite, first row {bad[0]} "
                          f"({paths[bad[0]]}); the training diverged")  # fmt: skip
+    if max(abs(float(features.min())), abs(float(features.max()))) > LARGEST:
+        raise ValueError(f"{path}: holds numbers beyond {LARGEST:g}, whose distances single precision cannot tell; the training "
+                         "diverged")  # fmt: skip
 
 
 def read_about(path):
