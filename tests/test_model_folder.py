@@ -269,9 +269,13 @@ def test_files_that_are_missing_or_damaged(copy, name):
     ("mean.npy", b"no array", "mean.npy: cannot be read as an array"),
     ("mean.npy", None, "mean.npy: expected finite float32 .3, 16, 16., found float64 .3, 8, 8."),
     ("mean.npy", "pickle", "mean.npy: cannot be read as an array"),
+    ("mean.npy", "npz", "mean.npy: cannot be read as an array .*; `python tools/model_folder.py"),
 ])  # fmt: skip
 def test_files_that_agree_with_model_json_and_are_none(copy, name, content, says):
-    if content is None or content == "pickle":
+    if content == "npz":
+        with open(copy / name, "wb") as stream:
+            np.savez(stream, mean=np.zeros((3, 16, 16), np.float32))
+    elif content is None or content == "pickle":
         np.save(copy / name, np.zeros((3, 8, 8)) if content is None else np.array([{}]))
     else:
         (copy / name).write_bytes(content)

@@ -348,28 +348,30 @@ def test_damaged_index_files(photos, home, embedder, name):
 @pytest.mark.parametrize("change", [
     {"layout": 2}, {"files": [["0", "a", 1]]}, {"files": None}, {"files": [[0, "/etc/passwd", 1, 1]]},
     {"files": [[0, "../a.png", 1, 1]]}, {"next_id": 3}, {"vectors": "../" * 22}, {"model": {}}, {"images": 5}, {"files": []},
-    {"files": [[-7, "a.png", 1, 1]]},
+    {"files": [[-7, "a.png", 1, 1]]}, {"files": [[0, "a\0.png", 1, 1]]}, {"files": [[0, "\ud800.png", 1, 1]]}, {"images": "a\0"},
+    {"model": {"name": "a", "dimensions": -8}}, {"model": {"name": "a", "dimensions": 10**9}},
+    {"files": [[0, "a.png", float("inf"), 1]]},
 ])  # fmt: skip
 def test_a_record_that_makes_no_sense(photos, home, embedder, change):
     update_index(home, photos, embedder)
     record = json.loads((home / "index.json").read_text())
     (home / "index.json").write_text(json.dumps({**record, **change}))
-    with pytest.raises(
-        ValueError, match="index.json: is damaged|does not belong to index.json .12 embeddings of 8 numbers, 0 of 8 "
-    ):
+    with pytest.raises(ValueError, match="index.json: is damaged|does not belong to index.json"):
         read_index(home)
     (home / "index.json").write_text("[" * 100_000 if change.get("layout") else "[]")
     with pytest.raises(ValueError, match="index.json: is damaged"):
         read_index(home)
 
 
-def vectors_of(ids, dimensions):
+def vectors_of(ids, dimensions, value=0):
     vectors = faiss.IndexIDMap2(faiss.IndexFlatL2(dimensions))
-    vectors.add_with_ids(np.zeros((len(ids), dimensions), np.float32), np.array(ids, np.int64))
+    vectors.add_with_ids(np.full((len(ids), dimensions), value, np.float32), np.array(ids, np.int64))
     return vectors
 
 
-@pytest.mark.parametrize("vectors", [faiss.IndexFlatL2(8), vectors_of(range(12), 9), vectors_of(range(1, 13), 8),
+@pytest.mark.parametrize("vectors", [vectors_of(range(12), 8, np.nan), vectors_of(range(12), 8, -np.inf),
+                                     vectors_of(range(11), 8), faiss.IndexFlatL2(8),
+                                     vectors_of(range(12), 9), vectors_of(range(1, 13), 8),
                                      vectors_of([*range(12), 3], 8), b"IxM2 and no more", b""])  # fmt: skip
 def test_a_vector_file_that_agrees_and_is_none(photos, home, embedder, vectors):
     update_index(home, photos, embedder)
@@ -378,9 +380,7 @@ def test_a_vector_file_that_agrees_and_is_none(photos, home, embedder, vectors):
     record = json.loads((home / "index.json").read_text())
     (home / "index.json").write_text(json.dumps({**record, "vectors": digest}))
     (home / f"vectors-{digest[:16]}.faiss").write_bytes(content)
-    with pytest.raises(
-        ValueError, match="is no index of ours|does not belong to index.json .1[23] embeddings of [89] numbers, 12 of 8 "
-    ):
+    with pytest.raises(ValueError, match="vectors-.*faiss: does not belong to index.json .*call `python tools/search.py index"):
         read_index(home)
 
 

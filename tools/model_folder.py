@@ -75,7 +75,7 @@ def _read(folder):
             raise ValueError(f"{folder / name}: is not the file that model.json was written for (SHA-256 {record[key][:12]}... "
                              f"expected, {found[:12]}... found). Copy it again, or `{MAKE}`")  # fmt: skip
     try:
-        mean = np.load(io.BytesIO(content["mean"]), allow_pickle=False)
+        mean = np.lib.format.read_array(io.BytesIO(content["mean"]), allow_pickle=False)
     except Exception as error:  # whatever is wrong with the file
         raise ValueError(f"{folder / FILES['mean']}: cannot be read as an array ({error}); `{MAKE}` writes it again") from None
     expected = (3, record["image_size"], record["image_size"])

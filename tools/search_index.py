@@ -115,7 +115,7 @@ class Index:
 def read_index(home):
     """The Index in the folder `home`; ValueError names the file that is missing or damaged, and the next command.
 
-    faiss reads only bytes whose SHA-256 is the one in index.json: its reader trusts what it is given.
+    Bytes whose SHA-256 is not the one in index.json are not looked at.
     """
     home = Path(home)
     for attempt in (1, 2):  # another process may have replaced both files between the reading of the first and the second
@@ -129,18 +129,34 @@ def read_index(home):
                 raise ValueError(f"{path}: not there, though index.json names it; remove {home} and call `{MAKE}`") from None
     if hashlib.sha256(content).hexdigest() != record["vectors"]:
         raise ValueError(f"{path}: is damaged (its SHA-256 is not the one in index.json); remove {home} and call `{MAKE}`")
-    try:
-        vectors = faiss.deserialize_index(np.frombuffer(content, np.uint8))
-        ids = set(faiss.vector_to_array(vectors.id_map).tolist())
-    except (RuntimeError, AttributeError) as error:
-        raise ValueError(f"{path}: is no index of ours ({error}); remove {home} and call `{MAKE}`") from None
     files = record["files"]
-    if ids != files.keys() or vectors.ntotal != len(files) or vectors.d != record["model"]["dimensions"]:
-        raise ValueError(f"{path}: does not belong to index.json ({vectors.ntotal} embeddings of {vectors.d} numbers, "
-                         f"{len(files)} of {record['model']['dimensions']} expected, and under its ids); remove {home} and call "
-                         f"`{MAKE}`")  # fmt: skip
+    try:
+        vectors = _vectors(content, list(files), record["model"]["dimensions"])
+    except ValueError as error:
+        raise ValueError(f"{path}: does not belong to index.json ({error}); remove {home} and call `{MAKE}`") from None
     return Index(home, Path(record["images"]), Path(record["model_folder"]), record["model"], files, record["next_id"],
                  record["complete"], vectors)  # fmt: skip
+
+
+def _vectors(content, numbers, dimensions):
+    """The faiss index of the ids `numbers` in the bytes that Index.save has written; ValueError when it is another.
+
+    Its arrays are taken from their places: faiss's own reader takes as much memory as damaged bytes ask for, or crashes.
+    """
+    vectors = faiss.IndexIDMap2(faiss.IndexFlatL2(dimensions))
+    empty = faiss.serialize_index(vectors).tobytes()  # heads, the number of embeddings' bytes, and that of ids, 8 bytes each
+    length = len(empty) + len(numbers) * (4 * dimensions + 8)
+    if content[:8] != empty[:8] or len(content) != length:
+        raise ValueError(f"{length:,} bytes for {len(numbers):,} embeddings of {dimensions} numbers were expected, of our "
+                         f"kind, and {len(content):,} found")  # fmt: skip
+    embeddings = np.frombuffer(content, np.float32, len(numbers) * dimensions, len(empty) - 8).reshape(-1, dimensions)
+    ids = np.frombuffer(content, np.int64, len(numbers), length - 8 * len(numbers))
+    if sorted(ids.tolist()) != sorted(numbers):
+        raise ValueError("other ids")
+    if not np.isfinite([embeddings.min(initial=0), embeddings.max(initial=0)]).all():
+        raise ValueError("embeddings that are not finite")
+    vectors.add_with_ids(embeddings, ids)
+    return vectors
 
 
 def _read_record(path):
@@ -151,15 +167,20 @@ def _read_record(path):
             raise ValueError(f"layout {record['layout']}, not {LAYOUT}")
         record["files"] = {int(number): File(str(name), int(size), int(changed)) for number, name, size, changed in record["files"]}
         strings = [record[key] for key in ("images", "model_folder", "vectors")] + [record["model"]["name"]]
-        outside = [file.path for file in record["files"].values() if os.path.isabs(file.path) or ".." in Path(file.path).parts]
+        paths = [file.path for file in record["files"].values()]
+        outside = [path for path in paths if os.path.isabs(path) or ".." in Path(path).parts]
         if not all(isinstance(text, str) for text in strings) or len(record["vectors"]) != 64 or not record["vectors"].isalnum():
             raise ValueError("names that are no text")
+        if b"\0" in b"".join(map(os.fsencode, (*strings, *paths))):
+            raise ValueError("a name with a NUL in it")
         if outside or not int(record["next_id"]) > max(record["files"], default=-1) >= min(record["files"], default=-1) >= -1:
             raise ValueError("files outside of the folder of images" if outside else "ids that were not given")
-        return {**record, "model": {**record["model"], "dimensions": int(record["model"]["dimensions"])}}
+        if type(record["model"]["dimensions"]) is not int or not 0 < record["model"]["dimensions"] < 1 << 20:
+            raise ValueError(f"embeddings of {record['model']['dimensions']!r} numbers")
+        return record
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: there is no index; `{MAKE}` makes one") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: is damaged, or no index of ours ({type(error).__name__}: {error}); remove {path.parent} "
                          f"and call `{MAKE}`") from None  # fmt: skip
 
