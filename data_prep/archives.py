@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 MEMBER_LIMIT = 64 << 20  # bytes of one member; the largest image of the paper's sets has a few million
+HEADER_LIMIT = 1 << 20  # bytes that a tar may say of all members
 ADVICE = "the official archive has no such member, do not use this one"
 PREFIXES = 2  # folders that may stand before the path asked for, such as CUB_200_2011/
 
@@ -31,6 +32,18 @@ class Bounded:
         if not 0 <= size <= MEMBER_LIMIT:
             raise ValueError(f"a part of {size:,} bytes")
         return self.stream.read(size)
+
+
+class GlobalHeaders(dict):
+    """What a tar says of all members from here on. tarfile keeps it to the end; official archives say a line, if anything."""
+
+    size = 0
+
+    def __setitem__(self, name, value):
+        self.size += len(name) + len(value) - (len(name) + len(self[name]) if name in self else 0)
+        if self.size > HEADER_LIMIT:
+            raise ValueError(f"more than {HEADER_LIMIT:,} bytes in headers for all members")
+        super().__setitem__(name, value)
 
 
 class Refused(ValueError):
@@ -110,7 +123,7 @@ def _tar(path):
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         stream = Bounded(gzip.GzipFile(fileobj=raw) if packed else raw)
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
+        with tarfile.open(fileobj=stream, mode="r:", pax_headers=GlobalHeaders()) as archive:
             for member in archive:
                 if member.size < 0:  # tarfile would go back, and round and round
                     raise ValueError(f"{member.name} has a size of {member.size}")

@@ -111,6 +111,22 @@ def test_sizes_are_bounded(tmp_path, kind, message):
         read(tmp_path / "x.tgz")
 
 
+@pytest.mark.parametrize("between", [header("a", 0), b""])  # tarfile reads headers without a member between them in one go
+def test_headers_for_all_members_do_not_add_up(tmp_path, between):
+    def said(records):
+        body = b"".join(b"13 k%06d=v\n" % number for number in records)
+        return header("said", len(body), b"g") + body + bytes(-len(body) % 512)
+
+    image = header("images/a.jpg", 3) + b"abc".ljust(512, b"\0")
+    again = (said(range(3000)) + between) * 50  # the same again is no more
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(again + image + bytes(1024), 1))
+    assert read(tmp_path / "x.tgz") == {"images/a.jpg": b"abc"}
+    many = b"".join(said(range(start, start + 50_000)) + between for start in range(0, 400_000, 50_000))
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(many + image + bytes(1024), 1))
+    with pytest.raises(ValueError, match="x.tgz: is damaged.* more than 1,048,576 bytes in headers for all members"):
+        read(tmp_path / "x.tgz")
+
+
 def test_a_zip_that_unpacks_to_more_than_it_may(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MEMBER_LIMIT", 1000)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
