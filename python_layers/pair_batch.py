@@ -3,6 +3,7 @@
 The Caffe layer around it is pair_batch_data_layer.py. tools/extract.py uses the same reading and transforming.
 """
 
+import math
 import os
 import weakref
 from typing import ClassVar
@@ -13,6 +14,10 @@ from caffe_pb2 import BlobProto, Datum
 from google.protobuf.message import DecodeError
 
 LABELS = 1 << 24  # labels are float32 in Caffe, where from here on two of them are one
+
+
+class UnreadableBatch(ValueError):
+    """An image that a batch needs is damaged in its LMDB, or is another than the plan was made for."""
 
 
 class SharedEnvironment:
@@ -62,23 +67,23 @@ class ImageDatabase:
 
     def record(self, index):
         """The bytes of the Datum of the index-th key."""
-        return self.transaction.get(self.keys[index])
+        return self.transaction.get(self.keys[index], b"")
 
     def read(self, index):
-        """(image (channels, height, width) uint8, label) of the index-th key."""
+        """(image (channels, height, width) uint8, label) of the index-th key; UnreadableBatch names the database and the key."""
+        where = f"{self.path}: key {self.keys[index].decode(errors='replace')!r}"
         try:
             datum = Datum.FromString(self.record(index))  # a message that is parsed into again keeps what it held before
-        except DecodeError:
-            raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} holds no Datum of Caffe") from None
+        except (DecodeError, lmdb.Error) as error:
+            raise UnreadableBatch(f"{where} holds no Datum of Caffe ({error})") from None
         shape = (datum.channels, datum.height, datum.width)
-        if datum.encoded or len(datum.data) != shape[0] * shape[1] * shape[2] or not datum.data:
-            raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} is not a raw image of uint8 "
-                             f"(channels, height, width = {shape}, {len(datum.data)} bytes, encoded {datum.encoded})")  # fmt: skip
+        if datum.encoded or min(shape) < 1 or len(datum.data) != math.prod(shape):
+            raise UnreadableBatch(f"{where} is not a raw image of uint8 (channels, height, width = {shape}, {len(datum.data)} bytes, "
+                               f"encoded {datum.encoded})")  # fmt: skip
         if self.image_shape not in (None, shape):
-            raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} is an image of {shape}, "
-                             f"the others of {self.image_shape}")  # fmt: skip
+            raise UnreadableBatch(f"{where} is an image of {shape}, the others of {self.image_shape}")
         if not datum.HasField("label") or not 0 <= datum.label < LABELS:
-            raise ValueError(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} has no label in 0..{LABELS - 1:,}")
+            raise UnreadableBatch(f"{where} has no label in 0..{LABELS - 1:,}")
         return np.frombuffer(datum.data, np.uint8).reshape(shape), datum.label
 
 
@@ -95,7 +100,7 @@ def read_mean(path):
     if len(shape) == 4 and shape[0] == 1:
         shape = shape[1:]
     mean = np.array(blob.data, np.float32)
-    if len(shape) != 3 or mean.size != np.prod(shape) or not np.isfinite(mean).all():
+    if len(shape) != 3 or min(shape) < 1 or mean.size != math.prod(shape) or not np.isfinite(mean).all():
         raise ValueError(f"{path}: a mean file holds one finite image (channels, height, width), not shape {shape} "
                          f"with {mean.size} numbers")  # fmt: skip
     return mean.reshape(shape)
@@ -170,8 +175,8 @@ class PairBatches:
         for slot, index in enumerate(images):
             image, label = self.images.read(index)
             if self.planned is not None and label != self.planned[index]:
-                raise ValueError(f"{self.plan}: was not made for {self.images.path}: image {index} is of class "
-                                 f"{self.planned[index]} in the plan, and of {label} in the LMDB; make the set again")  # fmt: skip
+                raise UnreadableBatch(f"{self.plan}: was not made for {self.images.path}: image {index} is of class "
+                                      f"{self.planned[index]} in the plan, and of {label} in the LMDB; make the set again")  # fmt: skip
             labels[slot] = label
             transform(image, self.mean, self.crop, tops[slot], lefts[slot], mirrored[slot], data[slot])
 

@@ -1,6 +1,11 @@
 """The pair-batch data against Caffe's own Data layer, and against the transform written out by hand."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
 
 import lmdb
 import numpy as np
@@ -108,7 +113,20 @@ def test_databases_that_are_not_ours(tmp_path):
         transaction.put(b"x", b"\xff\xff no message")
     (tmp_path / "text.lmdb").mkdir()
     (tmp_path / "text.lmdb" / "data.mdb").write_text("no database" * 1000)
+    for sign in (-1, 0):  # two negative ones multiply to the right number of bytes
+        sizes = {"height": 2 * sign, "width": 2 * sign, "data": bytes(12 * sign**2)}
+        write_database(tmp_path / f"size{sign}.lmdb", [Datum(**{**raw, **sizes})])
+    write_database(tmp_path / "floats.lmdb", [Datum(channels=3, height=2, width=2, float_data=[0.5] * 12, label=1)])
+    write_database(tmp_path / "version.lmdb", [Datum(**raw)])
+    with open(tmp_path / "version.lmdb" / "data.mdb", "r+b") as stream:
+        for page in (0, 4096):  # the two meta pages
+            stream.seek(page + 20)
+            stream.write(b"\2")
     for name, message in (
+        ("size-1", r"size-1.lmdb: key '00000000' is not a raw image .* = \(3, -2, -2\), 12 bytes"),
+        ("size0", r"not a raw image .* = \(3, 0, 0\), 0 bytes"),
+        ("floats", r"not a raw image .* = \(3, 2, 2\), 0 bytes"),
+        ("version", "version.lmdb: cannot be opened as an LMDB"),
         ("empty", "is empty"),
         ("encoded", "not a raw image"),
         ("text", "cannot be opened"),
@@ -167,6 +185,16 @@ def test_a_plan_of_another_set_of_the_same_size(small_set, tmp_path):
         read_plan(tmp_path / "pairs.npz", 30)
 
 
+def test_a_lock_file_that_others_left_does_not_matter(tmp_path, small_set):
+    copy = shutil.copytree(small_set / "train.lmdb", tmp_path / "train.lmdb")
+    reader = "import lmdb, os, sys; t = lmdb.open(sys.argv[1]).begin(); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", reader, copy]).returncode == -9  # it stays in the table of readers
+    assert len(ImageDatabase(str(copy))) == 30
+    (copy / "lock.mdb").write_bytes(os.urandom(8192))
+    images = ImageDatabase(str(copy))
+    assert len(images) == 30 and images.read(29)[0].shape == (3, 16, 16)
+
+
 def test_plans_that_do_not_fit(tmp_path):
     np.savez(tmp_path / "other.npz", batches=np.zeros((2, 4), np.int32), images=9)
     np.savez(tmp_path / "outside.npz", batches=np.full((2, 4), 10), images=10)
@@ -175,8 +203,11 @@ def test_plans_that_do_not_fit(tmp_path):
         read_plan(tmp_path / "other.npz", 10)
     with pytest.raises(ValueError, match=r"places in 0\.\.9"):
         read_plan(tmp_path / "outside.npz", 10)
-    with pytest.raises(ValueError, match="cannot be read as a batch plan"):
-        read_plan(tmp_path / "objects.npz", 10)
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as plan, plan.open("batches.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<i4", "fortran_order": False, "shape": (10**6, 10**6)})
+    for name in ("objects", "huge"):
+        with pytest.raises(ValueError, match=f"{name}.npz: cannot be read as a batch plan"):
+            read_plan(tmp_path / f"{name}.npz", 10)
 
 
 def test_mean_files(tmp_path, small_set):
@@ -190,6 +221,8 @@ def test_mean_files(tmp_path, small_set):
     images = ImageDatabase(f"{small_set}/train.lmdb")
     expected = np.mean([images.read(i)[0].astype(np.float64) for i in range(len(images))], axis=0)
     np.testing.assert_allclose(read_mean(f"{small_set}/mean.binaryproto"), expected, rtol=1e-6)
-    with pytest.raises(ValueError, match="one finite image"):
-        (tmp_path / "nan.binaryproto").write_bytes(mean_bytes(mean * np.nan))
-        read_mean(tmp_path / "nan.binaryproto")
+    blob.shape.dim[:] = [1, 3, -4, -5]
+    for damaged in (mean_bytes(mean * np.nan), blob.SerializeToString(), BlobProto(num=1, channels=3).SerializeToString()):
+        (tmp_path / "wrong.binaryproto").write_bytes(damaged)
+        with pytest.raises(ValueError, match="wrong.binaryproto: a mean file holds one finite image"):
+            read_mean(tmp_path / "wrong.binaryproto")

@@ -1,8 +1,10 @@
 """Watching a training: what stops it is explained with its batch, what looks wrong is warned about once."""
 
 import re
+import shutil
 from types import SimpleNamespace
 
+import lmdb
 import numpy as np
 import pytest
 from caffe_pb2 import NetParameter
@@ -63,6 +65,18 @@ def test_in_a_real_training_the_batch_is_named_and_kept(tmp_path, small_set):
         expected = [keys[place].decode() for place in planned["batches"][int(number) % len(planned["batches"])]]
         assert batch["keys"].tolist() == expected and [first, second] == expected[:2]
         assert batch["data"].shape == (16, 3, 14, 14) and np.isfinite(batch["data"]).all() and batch["data"].any()
+
+
+def test_a_damaged_image_is_all_that_is_said(tmp_path, small_set):
+    data = shutil.copytree(small_set, tmp_path / "set")
+    with lmdb.open(str(data / "train.lmdb"), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+        for number in range(1, 30):  # the first is looked at before the training
+            transaction.put(b"%08d" % number, b"\xff\xff\xff")
+    done = tool("tools/train.py", "--solver", write_solver(tmp_path, data), "--run", tmp_path / "run")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = r"train: training stopped at iteration 0: \S+train.lmdb: key '\d+' holds no Datum of Caffe \(.*\)\nThe last snapshot"
+    assert re.search(said + " is kept. Make the set again, and the same command goes on.\n$", done.stderr), done.stderr
+    assert not list((tmp_path / "run").glob("stopped*"))
 
 
 def test_a_collapsed_embedding_is_warned_about_once(tmp_path):

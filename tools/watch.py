@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from data_prep.files import written_aside
-from pair_batch import ImageDatabase, read_plan
+from pair_batch import UnreadableBatch, ImageDatabase, read_plan
 
 COLLAPSED = 1e-3  # all embeddings of a batch within this of each other: the margin is 1, nothing is told apart
 STALLED = 0.25  # share of the training in which the loss has not come below its lowest mean
@@ -35,7 +35,13 @@ class Watch:
                 raise ValueError(f"the gradient of layer {name!r} is not finite")
 
     def stopped(self, error):
-        """ValueError that says all about the iteration that `error` has stopped; the batch is written for inspection."""
+        """ValueError that says all about the iteration that `error` has stopped; the batch is written for inspection.
+
+        Where the data layer could not read it, there is no batch, and nothing to say of the net.
+        """
+        if isinstance(error, UnreadableBatch):
+            return ValueError(f"training stopped at iteration {self.solver.iter}: {error}\n"
+                              "The last snapshot is kept. Make the set again, and the same command goes on.")  # fmt: skip
         path = self.run / f"stopped_after_{self.solver.iter}.npz"
         facts, batch = self._batch()
         with written_aside(path) as aside:
