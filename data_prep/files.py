@@ -13,6 +13,17 @@ import shutil
 from pathlib import Path
 
 
+def require_writable(path):
+    """Raise OSError unless the file or folder `path` can be made: called before the work that ends in it. Makes nothing."""
+    folder = Path(os.path.abspath(path)).parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    why = ("is no folder" if not folder.is_dir() else "" if os.access(folder, os.W_OK | os.X_OK)
+           else "may not be written to, or its disk is read-only")  # fmt: skip
+    if why:
+        raise OSError(f"{path}: cannot be written, {folder} {why}; name another place")
+
+
 @contextlib.contextmanager
 def written_aside(path):
     """Yield a path beside `path` to write a file or a folder at; it gets its final name when the block ends well.
@@ -21,6 +32,7 @@ def written_aside(path):
     folder; IsADirectoryError where a folder stands in a file's place.
     """
     path = Path(path)
+    require_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial{path.suffix}")
     remove(aside)
@@ -66,6 +78,7 @@ def locked(folder, work):
     The kernel lets go when the process ends, however it ends. `work` says in the message what the other is doing. Yields
     the lock's file: a program that inherits it holds the folder as well.
     """
+    require_writable(folder / ".lock")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         try:

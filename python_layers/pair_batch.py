@@ -78,8 +78,8 @@ class ImageDatabase:
             raise UnreadableBatch(f"{where} holds no Datum of Caffe ({error})") from None
         shape = (datum.channels, datum.height, datum.width)
         if datum.encoded or min(shape) < 1 or len(datum.data) != math.prod(shape):
-            raise UnreadableBatch(f"{where} is not a raw image of uint8 (channels, height, width = {shape}, {len(datum.data)} bytes, "
-                               f"encoded {datum.encoded})")  # fmt: skip
+            raise UnreadableBatch(f"{where} is not a raw image of uint8 (channels, height, width = {shape}, "
+                                  f"{len(datum.data)} bytes, encoded {datum.encoded})")  # fmt: skip
         if self.image_shape not in (None, shape):
             raise UnreadableBatch(f"{where} is an image of {shape}, the others of {self.image_shape}")
         if not datum.HasField("label") or not 0 <= datum.label < LABELS:
@@ -176,7 +176,7 @@ class PairBatches:
             image, label = self.images.read(index)
             if self.planned is not None and label != self.planned[index]:
                 raise UnreadableBatch(f"{self.plan}: was not made for {self.images.path}: image {index} is of class "
-                                      f"{self.planned[index]} in the plan, and of {label} in the LMDB; make the set again")  # fmt: skip
+                                      f"{self.planned[index]} in the plan, {label} in the LMDB; make the set again")  # fmt: skip
             labels[slot] = label
             transform(image, self.mean, self.crop, tops[slot], lefts[slot], mirrored[slot], data[slot])
 

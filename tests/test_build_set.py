@@ -9,6 +9,8 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +18,14 @@ from conftest import ROOT, build_set, draw_images, start, tool
 from PIL import Image, ImageOps
 
 from data_prep.build_set import read_groups, split_classes
-from data_prep.files import locked, require_space, written_aside
+from data_prep.files import locked, require_space, require_writable, written_aside
 from data_prep.folder import read_folder
 from data_prep.image import load_image
 from data_prep.imagenet import MEAN_SHA1
 from pair_batch import ImageDatabase, read_mean
+from tools import compare, evaluate, export_onnx, extract, figures, gradient_figure, plots, report, tsne_map
+from tools.features import save_features
+from tools.search import search
 
 
 def test_every_image_once_readable_with_its_label(small_set):
@@ -302,6 +307,63 @@ def test_two_builds_in_one_folder(tmp_path):
     with locked(tmp_path / "set", "making a set"):
         done = tool("data_prep/build_set.py", "--images", tmp_path / "images", "--out", tmp_path / "set")
         assert done.returncode == 1 and "another process is making a set in this folder" in done.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(tmp_path, small_set, monkeypatch):
+    (tmp_path / "file").touch()
+    for path in ("file/out", "file/a/out"):
+        with pytest.raises(OSError, match=f"{path}: cannot be written, .*/file is no folder; name another place"):
+            require_writable(tmp_path / path)
+    require_writable(tmp_path / "new/a/out")
+    assert not (tmp_path / "new").exists()
+    features = tmp_path / "features.npz"
+    save_features(features, np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1]), np.array(list("abcd")), {})
+    out = tmp_path / "file" / "out.png"
+    of = ["--set", "none", "--features", "none"]
+    runs, features_of, net = ["--runs", "none"], ["--features", str(features)], ["--net", "none", "--weights", "none"]
+    for module, arguments in ((compare, runs), (plots, runs), (report, ["--run", "none", "--set", "none"]), (figures, of),
+                              (tsne_map, of), (evaluate, features_of), (extract, ["--set", str(small_set), "--pixels", "4"]),
+                              (gradient_figure, []), (export_onnx, net)):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", [module.__name__, *arguments, "--out", str(out)])
+        for work in ("score", "read_list", "draw"):  # what a check at the end would come after
+            monkeypatch.setattr(module, work, None, raising=False)
+        with pytest.raises(OSError, match="file/out.png: cannot be written, .*/file is no folder"):
+            module.main()
+    images = draw_images(tmp_path / "images", 4, 3)
+    for command in (["data_prep/build_set.py", "--images", images, "--out", tmp_path / "file" / "set"],
+                    ["tools/search.py", "query", images / "class000/0.png", "--model", "none", "--sheet", out]):  # fmt: skip
+        done = tool(*command)
+        assert done.returncode == 1 and "cannot be written" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_folder_that_may_not_be_written_to(tmp_path):
+    images, home = draw_images(tmp_path / "images", 4, 3), tmp_path / "home"
+    home.mkdir()
+    if os.geteuid() or subprocess.run(["chattr", "+i", home], capture_output=True).returncode:
+        pytest.skip("only root can make a folder that root may not write to, and not on every file system")
+    try:
+        done = tool("data_prep/build_set.py", "--images", images, "--out", home / "set")
+    finally:
+        subprocess.run(["chattr", "-i", home], check=True)
+    assert done.returncode == 1 and "cannot be written" in done.stderr and "may not be written to" in done.stderr, done.stderr
+    assert not list(home.iterdir())
+
+
+def test_an_image_of_a_size_that_no_memory_holds(tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer, row = zlib.compressobj(1), bytes(1 + 30_000)
+    pixels = b"".join(packer.compress(row) for _ in range(30_000)) + packer.flush()
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)  # grey, of one colour: 900 MB in 4 MB
+    images = draw_images(tmp_path / "images", 4, 3)
+    path = images / "class000" / "huge.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    with pytest.raises(ValueError, match="class000/huge.png: .*900000000 pixels"):
+        build_set(images, tmp_path / "set", batch=4)
+    model = SimpleNamespace(load=lambda source: load_image(source, 16), embed=None)  # as Embedder.load
+    with pytest.raises(ValueError, match="huge.png: .*900000000 pixels"):
+        next(search(model, SimpleNamespace(files={}), [path], 1))
 
 
 def test_written_aside_leaves_nothing_half_made(tmp_path):

@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from data_prep.files import written_aside
+from data_prep.files import require_writable, written_aside
 from tools.published import METHODS, cite, is_paper_s_own, is_rerun, matches, own_batch, read_published, references, title, wrapped
 from tools.runs import describe, finished_runs, grouped, pretrained_of, read_metrics, set_of, training_of
 from tools.table import columns, difference, percent, table
@@ -195,6 +195,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="report.md to write")
     parser.add_argument("--published", metavar="SET", help="show the published rows of this set")
     arguments = parser.parse_args()
+    require_writable(arguments.out)
     if arguments.runs:
         heading, text = arguments.runs, all_runs(arguments.runs, arguments.published)
     else:

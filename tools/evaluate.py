@@ -21,7 +21,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from data_prep.files import read_record, sha256, written_aside
+from data_prep.files import read_record, require_writable, sha256, written_aside
 from tools import affinity_propagation
 from tools.features import load_features
 from tools.metrics import nmi, pairwise_f1, purity, rand_index, retrieval
@@ -119,6 +119,7 @@ def evaluate(path, out, ks=None, baselines=None, clustering=None, tolerance=0.0)
                  "baselines": {name: sha256(other) for name, other in baselines.items() if Path(other).exists()}}  # fmt: skip
     if read_record(out).get("made_from") == made_from:
         return
+    require_writable(out)
     notes = out.with_name(f".{out.name}.steps")
     metrics = {**score(features, labels, ks, clustering, tolerance, notes), "about": about, "baselines": {}, "made_from": made_from}
     for name, other in baselines.items():

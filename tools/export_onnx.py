@@ -27,7 +27,7 @@ import onnx
 from caffe_pb2 import EltwiseParameter, LRNParameter, NetParameter, PoolingParameter
 from onnx import TensorProto, helper, numpy_helper
 
-from data_prep.files import sha256, written_aside
+from data_prep.files import require_writable, sha256, written_aside
 from tools.blas import choose_kernels
 from tools.caffe_files import check_weights, read_binary, read_text
 
@@ -366,6 +366,7 @@ def export(deploy, weights, out, check=True):
     Returns the measured difference (`compare`), None when unchecked. Raises ValueError for a net that cannot be exported,
     for weights that do not fit it, and for a difference above BOUND; `out` is then left as it was.
     """
+    require_writable(out)
     model = make_model(deploy, weights)
     content = model.SerializeToString(deterministic=True)
     onnx.checker.check_model(content, full_check=True)

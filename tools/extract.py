@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.batch_plan import read_list
-from data_prep.files import sha256
+from data_prep.files import require_writable, sha256
 from data_prep.imagenet import known_weights
 from data_prep.write_set import read_set
 from pair_batch import ImageDatabase, centre_crop, read_mean, transform
@@ -115,6 +115,7 @@ def extract(data_set, part, out, deploy=None, weights=None, blob="fc_embedding",
     about = describe(data_set, part, deploy, weights, blob, pixels)
     if out.exists() and read_about(out) == about:
         return
+    require_writable(out)
     paths, listed = read_list(data_set / f"{part}.csv")
     images = ImageDatabase(str(data_set / f"{part}.lmdb"))
     if len(paths) != len(images):

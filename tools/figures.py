@@ -22,7 +22,7 @@ import numpy as np
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from data_prep.files import read_record, written_aside
+from data_prep.files import read_record, require_writable, written_aside
 from data_prep.image import load_image
 from tools.features import TooFew, load_features
 
@@ -161,6 +161,7 @@ def main():
     parser.add_argument("--neighbours", type=int, default=NEIGHBOURS, help=f"neighbours of each (default {NEIGHBOURS})")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of queries (default 1)")
     arguments = parser.parse_args()
+    require_writable(arguments.out)
     features, labels, paths, _ = load_features(arguments.features)
     if len(labels) <= arguments.neighbours:
         raise ValueError(f"{arguments.features}: has {len(labels)} images, too few for {arguments.neighbours} neighbours")

@@ -21,7 +21,7 @@ import numpy as np
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from data_prep.files import written_aside
+from data_prep.files import require_writable, written_aside
 from lifted_structured_loss import lifted_structured_loss
 from triplet_loss import triplet_loss
 
@@ -128,6 +128,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/figures/gradients.png"), help="picture to write")
     arguments = parser.parse_args()
+    require_writable(arguments.out)
     draw(arguments.out)
     print(f"{arguments.out}: negative gradients of three losses on the same points")
 

@@ -23,7 +23,7 @@ import numpy as np
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from data_prep.files import read_rows, written_aside
+from data_prep.files import read_rows, require_writable, written_aside
 from tools.published import METHODS, cite, is_rerun, own_batch, read_published, title
 from tools.runs import finished_runs, grouped, set_of
 
@@ -292,6 +292,7 @@ def main():
     parser.add_argument("--dim", type=int, help="size of our embeddings in the panel of Recall@K (default the largest)")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
     arguments = parser.parse_args()
+    require_writable(arguments.out)
     if arguments.log:
         log = read_log(arguments.log)
         if not log:

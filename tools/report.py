@@ -28,7 +28,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from data_prep.files import sha256, written_aside
+from data_prep.files import require_writable, sha256, written_aside
 from tools import figures, plots, tsne_map
 from tools.features import TooFew, load_features
 from tools.published import METHODS, cite, is_paper_s_own, read_published
@@ -362,6 +362,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the choice of queries and of the map (default 1)")
     parser.add_argument("--again", help="the command that makes all of it, to be shown on the page")
     arguments = parser.parse_args()
+    require_writable(arguments.out)
     text = page(arguments.run, arguments.set, arguments.seed, arguments.again).encode("utf-8", "backslashreplace")
     with written_aside(arguments.out) as aside:
         aside.write_bytes(text)

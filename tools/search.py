@@ -31,7 +31,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from data_prep.files import user_path, written_aside
+from data_prep.files import require_writable, user_path, written_aside
 from tools.model_folder import Embedder
 from tools.search_index import MAKE, check_model, placeholder, read_index, shown, thumbnail, update_index
 
@@ -134,6 +134,8 @@ def index_command(arguments):
 
 
 def query_command(arguments):
+    if arguments.sheet:
+        require_writable(arguments.sheet)
     embedder, index = open_search(arguments.model, arguments.index)
     found = list(search(embedder, index, arguments.images, arguments.top))
     if arguments.sheet:

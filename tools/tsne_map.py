@@ -20,7 +20,7 @@ import openTSNE
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.files import sha256, written_aside
+from data_prep.files import require_writable, sha256, written_aside
 from tools.features import TooFew, load_features
 from tools.figures import image_reader, nearest
 
@@ -119,6 +119,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the map (default 1)")
     parser.add_argument("--cells", type=int, choices=GRIDS, help="cells along each side (default: by how tight the groups are)")
     arguments = parser.parse_args()
+    require_writable(arguments.out)
     features, _, paths, _ = load_features(arguments.features)
     image = image_reader(arguments.set, paths)
     rows, points = places(arguments.features, features, arguments.seed)

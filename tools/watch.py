@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from data_prep.files import written_aside
-from pair_batch import UnreadableBatch, ImageDatabase, read_plan
+from pair_batch import ImageDatabase, UnreadableBatch, read_plan
 
 COLLAPSED = 1e-3  # all embeddings of a batch within this of each other: the margin is 1, nothing is told apart
 STALLED = 0.25  # share of the training in which the loss has not come below its lowest mean
