@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -489,6 +490,16 @@ def test_states_of_other_names_are_passed_over(tmp_path):
         (tmp_path / f"snapshot_iter_{name}.solverstate").touch()
     found = Snapshots(tmp_path, None, 10).states()
     assert [path.name for path in found] == ["snapshot_iter_20.solverstate", "snapshot_iter_3.solverstate"]
+
+
+def test_states_that_are_none_are_passed_over(tmp_path, capsys):
+    from tools.train import Snapshots
+
+    (tmp_path / "snapshot_iter_30.solverstate").write_bytes(os.urandom(500))
+    (tmp_path / "snapshot_iter_20.solverstate").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    (tmp_path / "snapshot_iter_10.solverstate").mkdir()
+    Snapshots(tmp_path, SimpleNamespace(net=SimpleNamespace(params={}, layer_dict={})), 10).restore()  # from none
+    assert capsys.readouterr().out.count("passing over a snapshot: ") == 3
 
 
 def test_two_trainings_in_one_folder(tmp_path, small_set):

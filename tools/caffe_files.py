@@ -130,11 +130,12 @@ def check_state(net, path, iteration):
     found = [tuple(blob.shape.dim) for blob in state.history]
     if found not in (wanted, wanted * 2) or any(len(blob.data) != math.prod(blob.shape.dim) for blob in state.history):
         raise ValueError(f"{path}: has {len(found)} histories, not of the shapes of the net's {len(wanted)} parameters")
-    if Path(state.learned_net).name != f"{Path(path).stem}.caffemodel":
-        raise ValueError(f"{path}: belongs to {state.learned_net!r}, not to the .caffemodel beside it")
-    check_weights(net, state.learned_net)
-    saved = (blob for _, its in saved_blobs(state.learned_net) for blob in its)
-    for file, blobs in ((path, state.history), (state.learned_net, saved)):
+    weights = os.fsdecode(state.learned_net)  # protobuf gives bytes where a name is no UTF-8
+    if Path(weights).name != f"{Path(path).stem}.caffemodel":
+        raise ValueError(f"{path}: belongs to {weights!r}, not to the .caffemodel beside it")
+    check_weights(net, weights)
+    saved = (blob for _, its in saved_blobs(weights) for blob in its)
+    for file, blobs in ((path, state.history), (weights, saved)):
         if not all(np.isfinite(np.array(blob.data, np.float32)).all() for blob in blobs):
             raise ValueError(f"{file}: holds values that are not finite")
 

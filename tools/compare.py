@@ -102,7 +102,7 @@ def said_once(groups, sentences):
 
 def one_run(paths, name):
     """The paragraphs of a report on one run: its baselines and snapshots, and the published rows of the paper's methods."""
-    found = sorted((read_metrics(path) for path in paths), key=lambda metrics: training_of(metrics).get("iteration", 0))
+    found = sorted((read_metrics(path) for path in paths), key=lambda metrics: training_of(metrics).get("iteration") or 0)
     last, rows, sources = found[-1], [], []
     method = describe(paths[0].parent, name, last)["method"]
     for row in read_published(name):

@@ -12,8 +12,8 @@ GOOGLENET = ("cub", "cars196", "sop")  # sets that are trained with it where not
 TRAINING = {"solver", "seed", "iterations", "base_lr"}  # of run.json, all of them or it is not known how a run was trained
 # What is read out of run.json and metrics.json, as `fits` checks it.
 WEIGHTS = {"sha1": str, "bvlc_googlenet": bool}
-SETTINGS = {"solver": str, "seed": int, "iterations": int, "base_lr": float, "batch": int, "network": str, "data": dict,
-            "weights": WEIGHTS}  # fmt: skip
+SETTINGS = {"solver": str, "seed": int, "iterations": int, "iteration": int, "base_lr": float, "batch": int, "network": str,
+            "data": dict, "weights": WEIGHTS}  # fmt: skip
 RUN = {"settings": SETTINGS, "versions": {"caffe_blas": list}, "command": list}
 ABOUT = {"set": {"name": str, "content": str, "official": bool, "doubts": list}, "training": SETTINGS, "pretrained": WEIGHTS}
 METRICS = {"about": ABOUT, "made_from": {"features": str}, "n": int, "classes": int, "lone_queries": int,
@@ -29,7 +29,7 @@ def fits(found, kind):
         return True
     if isinstance(kind, dict):
         return (isinstance(found, dict) and all(fits(found.get(name), below) for name, below in kind.items())
-                and (kind is not WEIGHTS or not found or None not in map(found.get, WEIGHTS)))  # fmt: skip
+                and (kind is not WEIGHTS or None not in map(found.get, WEIGHTS)))  # fmt: skip
     if kind is float:
         return isinstance(found, (int, float)) and abs(found) < 1e300
     return type(found) is kind
@@ -54,9 +54,15 @@ def read_metrics(path, again="remove it and call the same command again"):
     """The metrics.json at `path`; ValueError names it, and what to do, when it is missing or damaged."""
     try:
         metrics = read_json(Path(path).read_text())
-        whole = min(metrics["n"], metrics["classes"], metrics["clustering"]["clusters"]) > 0 and metrics["clustering"]["method"]
+        whole = min(metrics["n"], metrics["classes"], metrics["clustering"]["clusters"]) > 0
+        whole = whole and metrics["clustering"]["method"] and None not in metrics["clustering"].values()
         for row in (metrics, *metrics["baselines"].values()):
-            shares = [*row["recall_at"].values(), row["nmi"], row["f1"], row.get("map_at_r") or 0]
+            shares = [
+                *row["recall_at"].values(),
+                row["nmi"],
+                row["f1"],
+                *([] if row.get("map_at_r") is None else [row["map_at_r"]]),
+            ]
             whole = whole and row["recall_at"] and all(map(int, row["recall_at"])) and all(0 <= share <= 1 for share in shares)
         if whole and metrics["about"] is not None and fits(metrics, METRICS):
             return metrics
