@@ -14,6 +14,9 @@ METHOD ?= lifted
 RUN ?= $(if $(filter authors,$(RECIPE)),authors_)seed$(SEED)
 # Another length of training than the solver's.
 ITERS ?=
+# Minutes after which a training saves a snapshot, where its solver's own interval is longer, and how many of those stay.
+SAVE_MINUTES ?=
+KEEP ?=
 # The paper's sets: dimensions of the embedding, images a batch, and whose number of iterations (paper, authors).
 DIM ?= 64
 BATCH ?= $(OWN_BATCH)
@@ -47,7 +50,7 @@ listed = $(subst $(comma), ,$($(1)))
 PAPER := cub cars196 sop
 LOSSES := lifted contrastive triplet
 
-.PHONY: train help env check test test-slurm lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
+.PHONY: train help env check test test-slurm test-faults soak lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-17s %s\n' "$$verb" "$$text"; done
@@ -66,6 +69,12 @@ test: env ## all tests, and ruff
 test-slurm: env ## a sweep on a real Slurm of this machine alone (as root; apt: slurm-wlm munge), about 7 minutes
 	@$(PYTHON) -m pytest -q tests/check_slurm.py
 
+test-faults: env ## kill -9 at every rename and at random moments, failing and full disks: the same command again gives the same files; about an hour, as root
+	@$(PYTHON) -m pytest -q tests/check_faults.py
+
+soak: data-demo ## an hour of training killed every few minutes, beside one undisturbed: memory, threads, files, and equal weights
+	@$(PYTHON) tests/soak.py $(if $(ITERS),--iterations $(ITERS))
+
 lint: env ## ruff, mending what it can
 	@$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .
 
@@ -76,6 +85,9 @@ data-demo: env ## fetch the demo's images and make their LMDBs and batch plan
 	@$(PYTHON) data_prep/demo_images.py
 	@$(PYTHON) data_prep/build_set.py --images data/demo/images --groups data/demo/groups.csv --size 64 --out data/$(SET) $(if $(filter 1,$(HOLDOUT)),--holdout 0.1)
 	@mkdir -p $(LOSSES:%=runs/$(SET)/%_$(DIM)/caffe) # stock `caffe train` aborts when the folder of its snapshots is missing
+
+# How long to train, and when to save.
+TRAINING = $(if $(ITERS),--iterations $(ITERS)) $(if $(SAVE_MINUTES),--save-minutes $(SAVE_MINUTES)) $(if $(KEEP),--keep $(KEEP))
 
 # The demo's matrices are small: with two threads OpenBLAS takes half as long again as with one.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1
@@ -88,7 +100,7 @@ train-demo: data-demo ## train the demo's embedding [METHOD=lifted] [SEED=1] [IT
 fit-demo:
 	@test -e $(DEMO_NET)/solver.prototxt || $(PYTHON) prototxt/generate.py demo/$(METHOD)_$(DIM)
 	@$(PYTHON) data_prep/batch_plan.py --set data/$(SET) --kind $(PLANS)
-	@$(ONE_THREAD) $(PYTHON) tools/train.py --solver $(DEMO_NET)/solver.prototxt --set data/$(SET) --run $(DEMO_RUN) --seed $(SEED) $(if $(ITERS),--iterations $(ITERS))
+	@$(ONE_THREAD) $(PYTHON) tools/train.py --solver $(DEMO_NET)/solver.prototxt --set data/$(SET) --run $(DEMO_RUN) --seed $(SEED) $(TRAINING)
 
 # A cell of a sweep over the demo: from the set to the scores.
 cell-demo: fit-demo
@@ -189,7 +201,7 @@ $(PAPER:%=cell-%): cell-%:
 	@test -e $(PAPER_NET)/solver.prototxt || $(PYTHON) prototxt/generate.py $*/$(METHOD)_$(DIM)
 	@$(PYTHON) data_prep/batch_plan.py --set data/$* --kind $(PLANS) --batch $(BATCH)
 	@$(PYTHON) tools/train.py --solver $(PAPER_NET)/solver$(if $(filter authors-cub,$(RECIPE)-$*),_authors).prototxt --set data/$* --batch $(BATCH) \
-	  --run $(HOME_OF_RUN) --seed $(SEED) --weights $(START) $(if $(ITERS),--iterations $(ITERS))
+	  --run $(HOME_OF_RUN) --seed $(SEED) --weights $(START) $(TRAINING)
 	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net $(PAPER_NET)/deploy.prototxt --ks $(KS_$*)
 endif
 

@@ -5,6 +5,7 @@ was tried is written to runs/faults.json.
 """
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import json
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -205,6 +207,22 @@ def test_a_training_with_dropout_killed_at_random_moments(library, tmp_path):
     kills = sum(side_by_side(trial, range(CHAINS)))
     assert kills >= CHAINS
     tried("a training with dropout: killed at a random moment", kills)
+
+
+def test_an_archive_of_a_million_members(tmp_path):
+    """Read member by member: what it takes in memory does not grow with their number."""
+    header = tarfile.TarInfo("CUB_200_2011/images/x.txt").tobuf()
+    with gzip.open(tmp_path / "CUB_200_2011.tgz", "wb", compresslevel=1) as stream:
+        for _ in range(1000):
+            stream.write(header * 1000)
+        stream.write(bytes(1024))
+    command = [ROOT / ".venv/bin/python", ROOT / "data_prep/paper_sets.py", "--set", "cub", "--out", tmp_path / "cub", "--archive",
+               tmp_path / "CUB_200_2011.tgz"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 1 and "Traceback" not in said and "CUB_200_2011.tgz" in said, said[-2000:]
+    assert usage.ru_maxrss < 300_000, usage.ru_maxrss  # kB
 
 
 CONTENT = random.Random(0).randbytes(3_000_000)

@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT, build_set, draw_images, start, tool
 from PIL import Image, ImageOps
 
+from data_prep import write_set
 from data_prep.build_set import read_groups, split_classes
 from data_prep.files import locked, require_space, require_writable, written_aside
 from data_prep.folder import read_folder
@@ -383,6 +384,15 @@ def test_written_aside_leaves_nothing_half_made(tmp_path):
 def test_no_room_on_the_disk(tmp_path):
     with pytest.raises(OSError, match=r"1,000,000,000,000,000,000 bytes are needed and [\d,]+ are free .* Smaller"):
         require_space(tmp_path, 10**18, "Smaller images need less.")
+
+
+def test_a_map_that_is_full(tmp_path, monkeypatch):
+    """An LMDB may take as much as it is told; were that too little, it says so and nothing is left."""
+    draw_images(tmp_path / "images", 4, 3)
+    monkeypatch.setattr(write_set, "lmdb_bytes", lambda *_: (200 << 10) - (32 << 20))  # a map of 400 kB
+    with pytest.raises(OSError, match="MAP_FULL"):
+        build_set(tmp_path / "images", tmp_path / "set", size=256, batch=8)
+    assert not list((tmp_path / "set").glob("*.lmdb")) and not list((tmp_path / "set").glob(".*partial*"))
 
 
 def test_the_mean_is_that_of_the_training_images(small_set):

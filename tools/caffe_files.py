@@ -100,7 +100,7 @@ def check_weights(net, path, new=()):
     """Raise ValueError unless the .caffemodel at `path` has every parameter of `net` (a caffe.Net) in its shape.
 
     Caffe would leave a layer that the file lacks at its random start without a word, and abort on another shape. The
-    layers named in `new` may be missing.
+    layers named in `new` may be missing. Returns saved_blobs(path).
     """
     blobs = saved_blobs(path)
     saved = {name: list(map(shape_of, its)) for name, its in blobs if its}
@@ -114,6 +114,17 @@ def check_weights(net, path, new=()):
             raise ValueError(f"{path}: layer {name!r} has weights of shape {found}, the net needs {shapes}")
         if any(len(blob.data or blob.double_data) != math.prod(shape_of(blob)) for blob in its):
             raise ValueError(f"{path}: is damaged: layer {name!r} has not as many weights as their shape {found} says")
+    return blobs
+
+
+def load_weights(net, path, new=()):
+    """check_weights, and the weights of the .caffemodel at `path` into `net`; layers that the net has not are passed over.
+
+    Not by Caffe: where a read fails, it takes what it has read so far for the whole file, and leaves the rest at random.
+    """
+    for name, saved in check_weights(net, path, new):
+        for blob, its in zip(net.params.get(name, ()), saved):
+            blob.data[...] = np.array(its.data or its.double_data, np.float32).reshape(blob.data.shape)
 
 
 def check_state(net, path, iteration):
@@ -133,8 +144,7 @@ def check_state(net, path, iteration):
     weights = os.fsdecode(state.learned_net)  # protobuf gives bytes where a name is no UTF-8
     if Path(weights).name != f"{Path(path).stem}.caffemodel":
         raise ValueError(f"{path}: belongs to {weights!r}, not to the .caffemodel beside it")
-    check_weights(net, weights)
-    saved = (blob for _, its in saved_blobs(weights) for blob in its)
+    saved = (blob for _, its in check_weights(net, weights) for blob in its)
     for file, blobs in ((path, state.history), (weights, saved)):
         if not all(np.isfinite(np.array(blob.data, np.float32)).all() for blob in blobs):
             raise ValueError(f"{file}: holds values that are not finite")

@@ -53,7 +53,7 @@ def extract_embeddings(images, deploy, weights, mean, blob):
     choose_kernels()
     import caffe
 
-    from tools.caffe_files import NetParameter, check_weights, constructed, load_modules, read_text
+    from tools.caffe_files import NetParameter, constructed, load_modules, load_weights, read_text
 
     load_modules(read_text(deploy, NetParameter()), deploy)
     caffe.set_mode_cpu()
@@ -62,8 +62,7 @@ def extract_embeddings(images, deploy, weights, mean, blob):
         raise ValueError(f"{deploy}: has no blob {lacking[0]!r}; it has {', '.join(net.blobs)}")
     layers = list(net.layer_dict)
     last = [name for name in layers if blob in net.top_names[name]][-1]
-    check_weights(net, weights, new=layers[layers.index(last) + 1 :])  # what comes after the blob does not matter
-    net.copy_from(str(weights))
+    load_weights(net, weights, new=layers[layers.index(last) + 1 :])  # what comes after the blob does not matter
     crop = net.blobs["data"].data.shape[-1]
     channels, height, width = images.image_shape
     if mean.shape != images.image_shape or crop > min(height, width):

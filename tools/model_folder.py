@@ -234,14 +234,13 @@ def compare_with_caffe(deploy, weights, content, crop):
     choose_kernels()
     import caffe
 
-    from tools.caffe_files import check_weights, constructed
+    from tools.caffe_files import constructed, load_weights
 
     coarse = np.random.default_rng(1).normal(0, 60, (2, 3, 8, 8)).astype(np.float32)
     data = np.array([[cv2.resize(channel, (crop, crop), interpolation=cv2.INTER_CUBIC) for channel in image] for image in coarse])
     caffe.set_mode_cpu()
     net = constructed(lambda: caffe.Net(str(deploy), caffe.TEST), deploy)
-    check_weights(net, weights)
-    net.copy_from(str(weights))
+    load_weights(net, weights)
     net.blobs["data"].reshape(*data.shape)
     net.blobs["data"].data[...] = data
     net.forward()

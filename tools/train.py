@@ -49,7 +49,7 @@ from data_prep.imagenet import known_weights
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
-from tools.caffe_files import check_solver, check_state, check_weights, constructed, load_modules, read_binary, read_text
+from tools.caffe_files import check_solver, check_state, constructed, load_modules, load_weights, read_binary, read_text
 from tools.runs import read_run
 from tools.versions import versions
 from tools.watch import Watch
@@ -210,6 +210,7 @@ class Snapshots:
                 print(f"passing over a snapshot: {error}")
                 continue
             self.solver.restore(str(state))
+            load_weights(self.solver.net, state.with_suffix(".caffemodel"))
             return
 
 
@@ -329,8 +330,7 @@ def train(run, solver_message, net_message, seed, weights, minutes, keep):
 def load_start(net, weights):
     """Copy the starting weights into the net: every layer's but the embedding's, which starts at random."""
     layers = [name for name in net.params if net.layer_dict[name].type != "Python"]
-    check_weights(net, weights, new=[name for name in net.params if name not in layers or name == "fc_embedding"])
-    net.copy_from(str(weights))
+    load_weights(net, weights, new=[name for name in net.params if name not in layers or name == "fc_embedding"])
     if bad := [name for name in layers if not all(np.isfinite(blob.data).all() for blob in net.params[name])]:
         raise ValueError(f"{weights}: the weights of layer {bad[0]!r} are not finite")
     for name in set(net.params) - set(layers):
