@@ -32,7 +32,7 @@ from injector import Job, assert_same, checkout, compile_faults
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 CHAINS = 12  # of kills at random moments, for each job
 ENVIRONMENT_KILLS = 5  # a build takes minutes
-SAMPLED = 16  # reads and writes that fail, of each job's thousands
+SAMPLED = 25  # reads and writes that fail, of each job's thousands
 
 # Own images: LMDBs, mean, plan, training with snapshots, model folder, extraction, clustering, report; then the index.
 OWN = """
