@@ -50,7 +50,7 @@ listed = $(subst $(comma), ,$($(1)))
 PAPER := cub cars196 sop
 LOSSES := lifted contrastive triplet
 
-.PHONY: train help env check test test-slurm test-faults soak lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
+.PHONY: train help env check test test-slurm test-faults soak bench lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-17s %s\n' "$$verb" "$$text"; done
@@ -264,6 +264,9 @@ check-report: env ## open a report in Chromium, narrow and wide; fail where a re
 
 figures: env ## the paper's figure 4, from this project's losses: runs/figures/gradients.png
 	@$(PYTHON) tools/gradient_figure.py --out runs/figures/gradients.png
+
+bench: env ## speed of the loss, the data layer, the LMDBs and an iteration of GoogLeNet, as ratios against their peers
+	@PYTHONPATH=.:tests $(PYTHON) tests/bench.py --out runs/bench.json
 
 bench-eval: env ## speed of retrieval and affinity propagation, as ratios against their peers
 	@$(PYTHON) tools/bench_eval.py --out runs/bench_eval.json
