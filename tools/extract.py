@@ -27,6 +27,7 @@ from data_prep.imagenet import known_weights
 from data_prep.write_set import read_set
 from pair_batch import ImageDatabase, centre_crop, read_mean, transform
 from tools.blas import choose_kernels
+from tools.device import use_device
 from tools.features import read_about, save_features
 from tools.runs import read_run
 
@@ -48,7 +49,7 @@ def extract_pixels(images, size):
     return features, labels
 
 
-def extract_embeddings(images, deploy, weights, mean, blob):
+def extract_embeddings(images, deploy, weights, mean, blob, gpu=None):
     """(N, c) float32: what `blob` holds after a forward pass of each image. And the labels (N,)."""
     choose_kernels()
     import caffe
@@ -56,7 +57,7 @@ def extract_embeddings(images, deploy, weights, mean, blob):
     from tools.caffe_files import NetParameter, constructed, load_modules, load_weights, read_text
 
     load_modules(read_text(deploy, NetParameter()), deploy)
-    caffe.set_mode_cpu()
+    use_device(gpu)
     net = constructed(lambda: caffe.Net(str(deploy), caffe.TEST), deploy)
     if lacking := [name for name in ("data", blob) if name not in net.blobs]:
         raise ValueError(f"{deploy}: has no blob {lacking[0]!r}; it has {', '.join(net.blobs)}")
@@ -71,7 +72,7 @@ def extract_embeddings(images, deploy, weights, mean, blob):
     top, left = centre_crop((height - crop, width - crop))
     labels = np.empty(len(images), np.int64)
     features = None
-    size = max(1, min(BATCH, BLOB_BYTES // sum(blob.data.nbytes for blob in net.blobs.values())))
+    size = max(1, min(BATCH, BLOB_BYTES // sum(4 * blob.count for blob in net.blobs.values())))
     with tqdm(total=len(images), desc="features", unit="image", mininterval=0.5) as bar:
         for start in range(0, len(images), size):
             rows = range(start, min(start + size, len(images)))
@@ -109,7 +110,7 @@ def describe(data_set, part, deploy, weights, blob, pixels):
     return about if training or blob == "fc_embedding" else {**about, "pretrained": known_weights(weights)}
 
 
-def extract(data_set, part, out, deploy=None, weights=None, blob="fc_embedding", pixels=None):
+def extract(data_set, part, out, deploy=None, weights=None, blob="fc_embedding", pixels=None, gpu=None):
     """Write features.npz to `out`, unless it is there and made from the same set, net and weights."""
     about = describe(data_set, part, deploy, weights, blob, pixels)
     if out.exists() and read_about(out) == about:
@@ -124,7 +125,7 @@ def extract(data_set, part, out, deploy=None, weights=None, blob="fc_embedding",
         features, labels = extract_pixels(images, pixels)
     else:
         mean = read_mean(str(data_set / "mean.binaryproto"))
-        features, labels = extract_embeddings(images, deploy, weights, mean, blob)
+        features, labels = extract_embeddings(images, deploy, weights, mean, blob, gpu)
     if wrong := np.flatnonzero(labels != listed).tolist():
         raise ValueError(f"{data_set / part}.csv: is not the list of {images.path}: image {wrong[0]}, {paths[wrong[0]]!r}, is of "
                          f"class {listed[wrong[0]]} there, and of {labels[wrong[0]]} in the LMDB; make the set again")  # fmt: skip
@@ -143,10 +144,12 @@ def main():
     parser.add_argument("--weights", type=Path, help=".caffemodel")
     parser.add_argument("--blob", default="fc_embedding", help="the features (default fc_embedding)")
     parser.add_argument("--pixels", type=int, help="no net: the images averaged to this many pixels a side")
+    parser.add_argument("--gpu", type=int, metavar="N", help="compute on this GPU, counted from 0 (default the CPU)")
     arguments = parser.parse_args()
     if bool(arguments.pixels) == bool(arguments.net and arguments.weights):
         parser.error("give either --net and --weights, or --pixels")
-    extract(arguments.set, arguments.part, arguments.out, arguments.net, arguments.weights, arguments.blob, arguments.pixels)
+    extract(arguments.set, arguments.part, arguments.out, arguments.net, arguments.weights, arguments.blob, arguments.pixels,
+            arguments.gpu)  # fmt: skip
 
 
 if __name__ == "__main__":

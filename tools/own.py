@@ -153,18 +153,24 @@ def fit(arguments, kind, size, labels):
     threads = 1 if kind == own.SMALL else None  # its matrices are small: two threads take longer than one
     start = ["--weights", arguments.weights] if arguments.weights else []
     step("tools/train.py", "--solver", nets / "solver.prototxt", "--set", data_set, "--run", folder, "--seed", arguments.seed,
-         "--batch", batch, *start, threads=threads)  # fmt: skip
+         "--batch", batch, *start, *on_device(arguments.gpu), threads=threads)  # fmt: skip
     step("tools/model_folder.py", "--set", data_set, "--run", folder, "--net", nets / "deploy.prototxt")
     return folder, nets / "deploy.prototxt"
 
 
-def score(name, size, folder, deploy):
+def on_device(gpu):
+    """The option that train.py and extract.py take of it."""
+    return [] if gpu is None else ["--gpu", gpu]
+
+
+def score(name, size, folder, deploy, gpu=None):
     """Features, scores and the report of the run in `folder`."""
     given = ["--set", Path("data", name)]
     metrics, features, untrained = folder / "metrics.json", folder / "features.npz", folder / "features_untrained.npz"
     with locked(folder, "scoring"):
         for weights, out in (("model", features), ("snapshot_iter_0", untrained)):
-            step("tools/extract.py", *given, "--net", deploy, "--weights", folder / f"{weights}.caffemodel", "--out", out)
+            step("tools/extract.py", *given, "--net", deploy, "--weights", folder / f"{weights}.caffemodel", "--out", out,
+                 *on_device(gpu))  # fmt: skip
         baselines = ["--baseline", f"untrained={untrained}"]
         if size % 16 == 0:
             step("tools/extract.py", *given, "--pixels", 16, "--out", folder / "raw_pixels.npz")
@@ -192,6 +198,7 @@ def read_arguments():
     parser.add_argument("--no-mirror", action="store_true", help="do not mirror images in training (MIRRORED=no)")
     parser.add_argument("--skip-unreadable", action="store_true", help="pass over files that cannot be decoded (UNREADABLE=skip)")
     parser.add_argument("--run", help="name of the run's folder (default seed<seed>; RUN)")
+    parser.add_argument("--gpu", type=int, metavar="N", help="compute on this GPU, counted from 0 (default the CPU; GPU)")
     arguments = parser.parse_args()
     arguments.run = arguments.run or f"seed{arguments.seed}"
     for option, name in (("--name", arguments.name), ("--run", arguments.run)):
@@ -217,7 +224,7 @@ def main():
     arguments, kind, size = read_arguments()
     found, labels = make_set(arguments, kind, size)
     folder, deploy = fit(arguments, kind, size, labels)
-    score(arguments.name, size, folder, deploy)
+    score(arguments.name, size, folder, deploy, arguments.gpu)
     print(f"report: {folder}/report.html\n"
           f"search: .venv/bin/python tools/search.py index {shlex.quote(str(common_folder(found)))} --model {folder}")  # fmt: skip
 

@@ -40,13 +40,14 @@ def main():
     parser.add_argument("--weights", type=user_path, help="a .caffemodel that is not the run's own: nothing was trained")
     parser.add_argument("--blob", default="fc_embedding", help="the features (default fc_embedding)")
     parser.add_argument("--ks", type=numbers, help="the K of Recall@K, as far as there are images")
+    parser.add_argument("--gpu", type=int, metavar="N", help="compute on this GPU, counted from 0 (default the CPU)")
     arguments = parser.parse_args()
     images = read_set(arguments.set).get("test", {}).get("images", 0)
     ks = [k for k in arguments.ks or () if k < images]  # a miniature has fewer images than the largest K
     with locked(arguments.run, "scoring"):
         for suffix, weights in [("", arguments.weights)] if arguments.weights else stages(arguments.run):
             features = arguments.run / f"features{suffix}.npz"
-            extract(arguments.set, "test", features, arguments.net, weights, arguments.blob)
+            extract(arguments.set, "test", features, arguments.net, weights, arguments.blob, gpu=arguments.gpu)
             evaluate(features, arguments.run / f"metrics{suffix}.json", ks)
 
 

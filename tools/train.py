@@ -50,6 +50,7 @@ from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
 from tools.caffe_files import check_solver, check_state, constructed, load_modules, load_weights, read_binary, read_text
+from tools.device import use_device
 from tools.runs import read_run
 from tools.versions import versions
 from tools.watch import Watch
@@ -63,7 +64,7 @@ TIMED = 20  # iterations after which the duration is told
 STATISTICS = ("positive_min", "positive_mean", "positive_max", "negative_min", "active")
 
 
-def run_files(solver_path, run, seed, iterations, data_set, batch):
+def run_files(solver_path, run, seed, iterations, data_set, batch, gpu=None):
     """The run's own solver and net, messages, with seed, iterations, folder, data set and batch written in."""
     solver = read_text(solver_path, SolverParameter())
     if not solver.net:
@@ -82,6 +83,8 @@ def run_files(solver_path, run, seed, iterations, data_set, batch):
                 parameters["plan"] = str(Path(parameters["plan"]).with_name(plan_file(batch, kind_of(parameters["plan"]))))
             layer.python_param.param_str = json.dumps(parameters, sort_keys=True)
     solver.net = str(run / "train_val.prototxt")
+    if gpu is not None:  # which one is not the run's: it may go on with another
+        solver.solver_mode = SolverParameter.GPU
     solver.random_seed = seed
     solver.max_iter = iterations or solver.max_iter
     solver.display = solver.display or 20
@@ -260,7 +263,7 @@ def margin_of(net):
     return None
 
 
-def train(run, solver_message, net_message, seed, weights, minutes, keep):
+def train(run, solver_message, net_message, seed, weights, minutes, keep, gpu=None):
     """Train to the end or to a signal; returns the signal's number, or 0."""
     received, margin = [], margin_of(net_message)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -274,7 +277,7 @@ def train(run, solver_message, net_message, seed, weights, minutes, keep):
     working.snapshot_prefix = str(run / ".writing" / "snapshot")
     with written_aside(run / ".solver.prototxt") as aside:
         aside.write_text(text_format.MessageToString(working))
-    caffe.set_mode_cpu()
+    use_device(gpu)
     solver = constructed(lambda: caffe.get_solver(str(run / ".solver.prototxt")), run / "solver.prototxt")
     snapshots = Snapshots(run, solver, solver_message.snapshot, minutes, keep)
     snapshots.restore()
@@ -314,7 +317,7 @@ def train(run, solver_message, net_message, seed, weights, minutes, keep):
             losses, since = [], time.perf_counter()
         log.write(row)
         if solver.iter == first + TIMED and solver.iter < working.max_iter:
-            bar.write(duration((time.perf_counter() - began) / TIMED, working.max_iter - solver.iter, run, weights))
+            bar.write(duration((time.perf_counter() - began) / TIMED, working.max_iter - solver.iter, run, weights, gpu))
         if snapshots.due() and solver.iter < working.max_iter:
             snapshots.save()
     bar.close()
@@ -338,17 +341,18 @@ def load_start(net, weights):
             blob.data[...] = 0  # a batch counter that the weights brought along
 
 
-def duration(seconds, iterations, run, weights):
+def duration(seconds, iterations, run, weights, gpu=None):
     """How long the rest will take, in words; and what to do when that is days."""
     left = seconds * iterations
     unit, length = next((name, length) for name, length in (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 0))
                         if left >= 2 * length)  # fmt: skip
     text = f"An iteration takes {seconds:.3g} s: the {iterations:,} that are left take about {left / (length or 1):.1f} {unit}."
-    if left < 86400:
+    if left < 86400 or gpu is not None:
         return text
     start = f" -weights {weights}" if weights else ""
-    return (f"{text}\nThat is on this CPU. Ctrl+C is fine at any time, the same command goes on. On a machine with a GPU, a Caffe\n"
-            f"built with CUDA and Python layers trains the same files, from this folder:\n"
+    return (f"{text}\nThat is on this CPU. Ctrl+C is fine at any time, the same command goes on. With a GPU, `make env GPU=1`\n"
+            f"and this command with GPU=0, in another run (RUN=), train on it; and any Caffe with CUDA and Python layers trains\n"
+            f"this run's files, from this folder:\n"
             f"    caffe train -gpu 0 -solver {run}/solver.prototxt{start}\n"
             "and this command then takes up what it saved in the run's folder.")  # fmt: skip
 
@@ -374,17 +378,22 @@ def main():
                         help=f"save a snapshot when so much time went by without one (default {SAVE_MINUTES})")  # fmt: skip
     parser.add_argument("--keep", type=int, default=KEEP,
                         help=f"of those are kept; of the solver's own interval all are (default {KEEP})")  # fmt: skip
+    parser.add_argument("--gpu", type=int, metavar="N", help="compute on this GPU, counted from 0 (default the CPU)")
     arguments = parser.parse_args()
     if arguments.save_minutes < 0 or arguments.keep < 1:
         parser.error("--save-minutes must not be negative, --keep must be positive")
     if arguments.seed < 0 or (arguments.iterations is not None and arguments.iterations < 1):
         parser.error("--seed must not be negative, --iterations must be positive")
     run = arguments.run
-    solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations, arguments.set, arguments.batch)
+    solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations, arguments.set, arguments.batch,
+                            arguments.gpu)  # fmt: skip
     check_solver(solver, arguments.solver)
     load_modules(net, read_text(arguments.solver, SolverParameter()).net)
     settings = {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter, "base_lr": solver.base_lr,
                 "batch": arguments.batch, "data": check_data(net), "weights": known_weights(arguments.weights)}  # fmt: skip
+    if arguments.gpu is not None:  # a run on the CPU has no word of it, as before there was a choice
+        settings["mode"] = "GPU"
+    use_device(arguments.gpu)  # before anything is written
     with locked(run, "training"):
         prepare(run, solver, net, settings)
         if (run / "model.caffemodel").exists():
@@ -392,7 +401,8 @@ def main():
             return 0
         if KERNELS:
             print(KERNELS)
-        stopped_by = train(run, solver, net, arguments.seed, arguments.weights, arguments.save_minutes, arguments.keep)
+        stopped_by = train(run, solver, net, arguments.seed, arguments.weights, arguments.save_minutes, arguments.keep,
+                           arguments.gpu)  # fmt: skip
         return 128 + stopped_by if stopped_by else 0
 
 

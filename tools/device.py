@@ -1,0 +1,60 @@
+"""Where Caffe computes: on the CPU, or on a GPU where it was built with CUDA.
+
+Caffe ends the process, past any exception, when it is asked for a GPU that it was not built for or that is not there; so
+both are looked at first. GPUs count as CUDA counts them: from 0, among those of CUDA_VISIBLE_DEVICES where that is set.
+
+    python tools/device.py 0        # is there one? The Makefile asks before hours of other work
+"""
+
+from data_prep.command import run
+
+# isort: split
+
+import argparse
+import ctypes
+import os
+import re
+from pathlib import Path
+
+os.environ.setdefault("GLOG_minloglevel", "2")
+
+
+def cuda_runtime():
+    """The path of the CUDA runtime that Caffe, which is imported, was linked with; None for a Caffe built for the CPU."""
+    found = re.search(r"/\S*libcudart\.so\S*", Path("/proc/self/maps").read_text())
+    return found[0] if found else None
+
+
+def count_gpus(runtime):
+    """How many GPUs CUDA finds here; none also where there is no driver."""
+    count = ctypes.c_int(0)
+    return count.value if ctypes.CDLL(runtime).cudaGetDeviceCount(ctypes.byref(count)) == 0 else 0
+
+
+def use_device(gpu=None):
+    """Have Caffe compute on the GPU of that number, or on the CPU; ValueError where it cannot. Imports Caffe."""
+    import caffe
+
+    from tools.versions import caffe_origin
+
+    if gpu is None:
+        caffe.set_mode_cpu()
+        return
+    if (runtime := cuda_runtime()) is None:
+        raise ValueError(f"GPU={gpu}: this Caffe is built for the CPU ({caffe_origin()}). `make env GPU=1` builds one with CUDA; "
+                         "without GPU= the CPU computes")  # fmt: skip
+    if not 0 <= gpu < (gpus := count_gpus(runtime)):
+        there = f"there are {gpus}, counted from 0" if gpus else "CUDA finds none, or no driver; nvidia-smi tells"
+        raise ValueError(f"GPU={gpu}: no such GPU is here ({there}). Without GPU= the CPU computes")
+    caffe.set_mode_gpu()
+    caffe.set_device(gpu)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gpu", type=int, help="number of a GPU")
+    use_device(parser.parse_args().gpu)
+
+
+if __name__ == "__main__":
+    run("device", main)
