@@ -30,6 +30,14 @@ UNREADABLE ?=
 LAYOUT ?=
 # A Debian archive to fetch Caffe's source from, instead of the machine's own.
 MIRROR ?=
+# make env only: a pycaffe that is built, or a source checkout; and GPU=1, a build with CUDA, for which GPUs, and with cuDNN.
+PYCAFFE ?=
+CAFFE_SRC ?=
+CUDA_ARCH ?=
+CUDNN ?=
+# Number of the GPU that trains and extracts, from 0; without one the CPU does. (`make env GPU=1` is a build with CUDA.)
+GPU ?=
+ON_GPU = $(if $(GPU),--gpu $(GPU))
 
 OWN_BATCH := $(if $(filter triplet,$(METHOD)),120,128)
 PLANS := $(if $(filter triplet,$(METHOD)),triplets,pairs)
@@ -39,7 +47,7 @@ DEMO_RUN := $(DEMO)/$(RUN)
 DEMO_NET := prototxt/demo/$(METHOD)_$(DIM)
 
 # The variables that were given to make, for the command that a report shows.
-GIVEN = $(strip $(foreach name,HOLDOUT METHOD DIM BATCH SEED RUN ITERS RECIPE ARCHIVE WEIGHTS RESIZE COUNTS UNREADABLE,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))))
+GIVEN = $(strip $(foreach name,HOLDOUT METHOD DIM BATCH SEED RUN ITERS GPU RECIPE ARCHIVE WEIGHTS RESIZE COUNTS UNREADABLE,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))))
 # A variable's text as one word of a command, whatever is in it.
 quoted = '$(subst ','\'',$(value $(1)))'
 # Stop where a variable is given that a target would pass over in silence.
@@ -55,8 +63,16 @@ LOSSES := lifted contrastive triplet
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-17s %s\n' "$$verb" "$$text"; done
 
-env: ## build Caffe into .caffe/ and the Python environment into .venv/
-	@tools/env.sh $(if $(MIRROR),--mirror $(MIRROR)) $(if $(filter-out env,$(MAKECMDGOALS)),--quiet)
+# Which Caffe it is to be is said to `make env` alone, which remembers it; to another target GPU= is a GPU's number.
+$(if $(filter-out env test-gpu-build,$(MAKECMDGOALS)),$(foreach name,PYCAFFE CAFFE_SRC CUDA_ARCH CUDNN $(if $(filter env,$(MAKECMDGOALS)),GPU),\
+  $(if $(filter command,$(origin $(name))),$(error $(name)= chooses a Caffe, in a call of its own that is remembered: make env $(name)=$($(name))))))
+chosen = $(if $(filter command,$(origin $(1))),$(2) $(call quoted,$(1)))
+
+env: ## build Caffe into .caffe/ and the Python environment into .venv/ [PYCAFFE=dir] [CAFFE_SRC=dir] [GPU=1] [CUDA_ARCH=90] [CUDNN=1]
+	@tools/env.sh $(if $(MIRROR),--mirror $(MIRROR)) $(if $(filter-out env,$(MAKECMDGOALS)),--quiet) \
+	  $(if $(filter env,$(MAKECMDGOALS)),$(call chosen,PYCAFFE,--pycaffe) $(call chosen,CAFFE_SRC,--caffe-src) $(call chosen,GPU,--gpu) \
+	  $(call chosen,CUDA_ARCH,--cuda-arch) $(call chosen,CUDNN,--cudnn))
+	@$(if $(filter env,$(MAKECMDGOALS)),,$(if $(GPU),$(if $(filter slurm,$(ENGINE)),,PYTHONPATH=. $(PYTHON) tools/device.py $(GPU))))
 
 check: ## say what a bug report needs, and what is wrong
 	@test -x $(PYTHON) || { echo "there is no .venv here: make env"; exit 1; }
@@ -100,7 +116,7 @@ train-demo: data-demo ## train the demo's embedding [METHOD=lifted] [SEED=1] [IT
 fit-demo:
 	@test -e $(DEMO_NET)/solver.prototxt || $(PYTHON) prototxt/generate.py demo/$(METHOD)_$(DIM)
 	@$(PYTHON) data_prep/batch_plan.py --set data/$(SET) --kind $(PLANS)
-	@$(ONE_THREAD) $(PYTHON) tools/train.py --solver $(DEMO_NET)/solver.prototxt --set data/$(SET) --run $(DEMO_RUN) --seed $(SEED) $(TRAINING)
+	@$(ONE_THREAD) $(PYTHON) tools/train.py --solver $(DEMO_NET)/solver.prototxt --set data/$(SET) --run $(DEMO_RUN) --seed $(SEED) $(TRAINING) $(ON_GPU)
 
 # A cell of a sweep over the demo: from the set to the scores.
 cell-demo: fit-demo
@@ -117,10 +133,10 @@ runs/$(SET)/raw_pixels.npz: data/$(SET)/set.json
 	@$(PYTHON) tools/extract.py --set data/$(SET) --pixels 16 --out $@
 
 $(DEMO_RUN)/features.npz: $(DEMO_RUN)/model.caffemodel $(DEMO_NET)/deploy.prototxt data/$(SET)/set.json
-	@$(PYTHON) tools/extract.py --set data/$(SET) --net $(DEMO_NET)/deploy.prototxt --weights $< --out $@
+	@$(PYTHON) tools/extract.py --set data/$(SET) --net $(DEMO_NET)/deploy.prototxt --weights $< --out $@ $(ON_GPU)
 
 $(DEMO_RUN)/features_untrained.npz: $(DEMO_RUN)/model.caffemodel $(DEMO_NET)/deploy.prototxt data/$(SET)/set.json
-	@$(PYTHON) tools/extract.py --set data/$(SET) --net $(DEMO_NET)/deploy.prototxt --weights $(DEMO_RUN)/snapshot_iter_0.caffemodel --out $@
+	@$(PYTHON) tools/extract.py --set data/$(SET) --net $(DEMO_NET)/deploy.prototxt --weights $(DEMO_RUN)/snapshot_iter_0.caffemodel --out $@ $(ON_GPU)
 
 $(DEMO_RUN)/metrics.json: $(DEMO_RUN)/features.npz $(DEMO_RUN)/features_untrained.npz runs/$(SET)/raw_pixels.npz
 	@$(PYTHON) tools/evaluate.py --features $< --out $@ --baseline raw_pixels=runs/$(SET)/raw_pixels.npz --baseline untrained=$(DEMO_RUN)/features_untrained.npz
@@ -148,7 +164,7 @@ train: env ## a searchable embedding of your own images: DATA=folder, or list.cs
 	$(call refuse,BATCH RECIPE HOLDOUT,its images a batch are chosen by the data)
 	@$(if $(and $(value DATA),$(NAME)),,echo "make train needs DATA=<folder with a folder of images for each class, or list.csv> NAME=<name>"; exit 2)
 	@$(PYTHON) tools/own.py --images $(call quoted,DATA) --name $(call quoted,NAME) --method $(METHOD) --dim $(DIM) --seed $(SEED) \
-	  --split $(SPLIT) $(if $(filter command environment,$(origin RUN)),--run $(call quoted,RUN)) $(if $(NET),--net $(NET)) \
+	  $(ON_GPU) --split $(SPLIT) $(if $(filter command environment,$(origin RUN)),--run $(call quoted,RUN)) $(if $(NET),--net $(NET)) \
 	  $(if $(value WEIGHTS),--weights $(call quoted,WEIGHTS)) $(if $(SIZE),--size $(SIZE)) $(if $(ITERS),--iterations $(ITERS)) \
 	  $(if $(TEST),--test $(TEST)) $(if $(filter no,$(MIRRORED)),--no-mirror) $(if $(UNREADABLE),--skip-unreadable)
 
@@ -195,14 +211,14 @@ $(PAPER:%=train-%): train-%: weights data-%
 ifeq ($(METHOD),pool5)
 $(PAPER:%=cell-%): cell-%:
 	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net prototxt/$*/lifted_64/deploy.prototxt --ks $(KS_$*) \
-	  --weights $(START) --blob pool5/7x7_s1
+	  --weights $(START) --blob pool5/7x7_s1 $(ON_GPU)
 else
 $(PAPER:%=cell-%): cell-%:
 	@test -e $(PAPER_NET)/solver.prototxt || $(PYTHON) prototxt/generate.py $*/$(METHOD)_$(DIM)
 	@$(PYTHON) data_prep/batch_plan.py --set data/$* --kind $(PLANS) --batch $(BATCH)
 	@$(PYTHON) tools/train.py --solver $(PAPER_NET)/solver$(if $(filter authors-cub,$(RECIPE)-$*),_authors).prototxt --set data/$* --batch $(BATCH) \
-	  --run $(HOME_OF_RUN) --seed $(SEED) --weights $(START) $(TRAINING)
-	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net $(PAPER_NET)/deploy.prototxt --ks $(KS_$*)
+	  --run $(HOME_OF_RUN) --seed $(SEED) --weights $(START) $(TRAINING) $(ON_GPU)
+	@$(PYTHON) tools/score.py --run $(HOME_OF_RUN) --set data/$* --net $(PAPER_NET)/deploy.prototxt --ks $(KS_$*) $(ON_GPU)
 endif
 
 # --- sweeps ------------------------------------------------------------------------------------------------------------
@@ -224,7 +240,7 @@ $(foreach size,$(call listed,DIMS),$(if $(filter 64 128 256 512,$(size)),,$(erro
 $(if $(filter command environment,$(origin SEEDS)),$(if $(shell [[ "$(SEEDS)" =~ ^[0-9]+(,[0-9]+)*$$ ]] || echo wrong),$(error SEEDS=$(SEEDS): numbers, commas between)))
 SWEEP = $(PYTHON) tools/sweep.py --seeds $(SEEDS) --jobs $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),1) --engine $(ENGINE) \
   $(if $(PARTITION),--partition $(PARTITION)) $(if $(GPUS),--gpus $(GPUS)) $(if $(CPUS),--cpus $(CPUS)) $(if $(MINUTES),--minutes $(MINUTES)) \
-  $(if $(ACCOUNT),--account $(ACCOUNT)) $(foreach name,ITERS RECIPE WEIGHTS,$(if $(value $(name)),--with $(name)=$(call quoted,$(name))))
+  $(if $(ACCOUNT),--account $(ACCOUNT)) $(foreach name,ITERS RECIPE WEIGHTS GPU,$(if $(value $(name)),--with $(name)=$(call quoted,$(name))))
 
 reproduce-cub: ## every method and size of the embedding on CUB: a run for each, then the tables and curves of all [SEEDS=1,2,3] [-j 4] [ENGINE=slurm]
 reproduce-cars196: ## the same for Cars196

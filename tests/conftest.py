@@ -102,5 +102,7 @@ def start(command, cwd=ROOT):
 
 def stock_caffe(*arguments, cwd=ROOT):
     """Run the stock `caffe` binary the way README says: after sourcing .caffe/env.sh."""
+    if not CAFFE.exists():
+        pytest.skip("the pycaffe that was named to make env came without the stock binary")
     command = ["bash", "-c", 'source "$0" && exec caffe "$@"', str(ROOT / ".caffe" / "env.sh"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, text=True, capture_output=True, timeout=300)

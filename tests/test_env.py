@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, stock_caffe
+from conftest import ROOT, stock_caffe, tool, write_solver
 
-from tools.caffe_edits import EDITS, Edit, apply_edits
+from tools import cuda, env
+from tools.caffe_edits import EDITS, Edit, apply_edits, edits_for
+from tools.env import Choice, Failure, choose
+from tools.given_caffe import find_binary, find_pycaffe, link_pycaffe
 
 
 def test_edits_apply_exactly_once(tmp_path):
@@ -24,14 +27,42 @@ def test_edits_apply_exactly_once(tmp_path):
         apply_edits(tmp_path, [Edit("lost", "because", "b.cpp", "x", "y")])
 
 
+def test_edits_that_others_have_made_already(tmp_path):
+    """In a checkout of one's own an edit is passed over whose new text is there, also where that holds the old one."""
+    edits = [
+        Edit("guard", "because", "a.cpp", "one\n", "#if 1\none\n#endif\n"),
+        Edit("other", "because", "a.cpp", "x", "y", mended="z"),
+    ]
+    (tmp_path / "a.cpp").write_text("one\nz\n")
+    for _ in range(2):
+        apply_edits(tmp_path, edits, mended_allowed=True)
+        assert (tmp_path / "a.cpp").read_text() == "#if 1\none\n#endif\nz\n"
+    with pytest.raises(ValueError, match="'other' must apply exactly once"):
+        apply_edits(tmp_path, edits)
+
+
 def test_every_edit_has_a_reason():
-    assert EDITS and all(edit.name and edit.reason and edit.old != edit.new for edit in EDITS)
+    assert EDITS and all(edit.name and edit.reason and edit.new not in edit.old for edit in EDITS)
     assert len({edit.name for edit in EDITS}) == len(EDITS)
+    assert {edit.only for edit in EDITS} == {"", "cuda", "cudnn", "checkout"}
+    assert set(edits_for()) < set(edits_for("cuda")) < set(edits_for("cuda", "cudnn"))
+
+
+@pytest.mark.skipif(not (ROOT / ".caffe/downloads").is_dir(), reason="the Caffe source package was not fetched")
+def test_every_edit_applies_to_the_source_that_is_fetched(tmp_path):
+    (archive,) = (ROOT / ".caffe/downloads").glob("*.orig.tar.gz")
+    files = sorted({edit.file for edit in EDITS})
+    subprocess.run(["tar", "xzf", archive, "-C", tmp_path, *files], check=True)  # BVLC's tree, without Debian's patches
+    apply_edits(tmp_path, EDITS)
+    assert all(edit.new in (tmp_path / edit.file).read_text() for edit in EDITS)
 
 
 def test_the_build_says_where_it_came_from():
     record = json.loads((ROOT / ".caffe" / "caffe" / "caffe.json").read_text())
-    assert record["origin"].startswith("BVLC/caffe 99bd997") and set(record["edits"]) == {edit.name for edit in EDITS}
+    if (ROOT / ".caffe" / "choice.json").exists() and json.loads((ROOT / ".caffe" / "choice.json").read_text())["pycaffe"]:
+        assert record["origin"].startswith("pycaffe of /")
+    else:
+        assert "affe" in record["origin"] and {edit.name for edit in edits_for()} <= set(record["edits"])
 
 
 def test_second_make_env_changes_nothing():
@@ -96,3 +127,131 @@ def test_readme_names_every_make_target():
     targets = re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     readme = (ROOT / "README.md").read_text()
     assert len(targets) > 5 and [target for target in targets if f"| `make {target}" not in readme] == []
+
+
+# --- which Caffe: a pycaffe or a checkout that is there, a build with CUDA -----------------------------------------------
+
+NOTHING = {"pycaffe": None, "caffe_src": None, "gpu": None, "cuda_arch": None, "cudnn": None}
+
+
+def test_the_choice_is_remembered_until_another_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "CAFFE_HOME", tmp_path)
+    assert choose(NOTHING) == Choice()
+    (tmp_path / "choice.json").write_text(json.dumps({"pycaffe": "/there"}))
+    assert choose(NOTHING) == Choice(pycaffe="/there")
+    assert choose({**NOTHING, "pycaffe": ""}) == choose({**NOTHING, "gpu": ""}) == choose({**NOTHING, "gpu": "0"}) == Choice()
+    assert choose({**NOTHING, "gpu": "1", "cuda_arch": "9.0,80"}) == Choice(gpu=True, cuda_arch="80,90")
+    assert choose({**NOTHING, "caffe_src": "there"}) == Choice(caffe_src=os.path.abspath("there"))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"gpu": "2", "cuda_arch": "90"}, "GPU=2: 1 builds with it; the number of a GPU is for the commands"),
+        ({"cudnn": "1"}, "are for a build with CUDA: make env GPU=1"),
+        ({"pycaffe": "x", "gpu": "1"}, "PYCAFFE= names a Caffe that is built"),
+    ],
+)
+def test_choices_that_contradict_themselves(given, message):
+    with pytest.raises(Failure, match=message):
+        choose({**NOTHING, **given})
+
+
+def test_architectures(monkeypatch):
+    assert cuda.architectures("90,9.0, 75,120") == ["75", "90", "120"]
+    with pytest.raises(ValueError, match="'hopper' is no architecture; such as CUDA_ARCH=90"):
+        cuda.architectures("hopper")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match="no GPU is here .*make env GPU=1 CUDA_ARCH=90"):
+        cuda.architectures("")
+
+
+def test_a_toolkit_is_whole_or_says_what_it_lacks(tmp_path):
+    assert cuda.look_at(tmp_path) == (None, "no nvcc")
+    for folder in ("bin", "include", "lib"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "bin/nvcc").write_text("#!/bin/sh\necho Cuda compilation tools, release 12.4, V12.4.1\n")
+    (tmp_path / "bin/nvcc").chmod(0o755)
+    for name in cuda.HEADERS:
+        (tmp_path / "include" / name).touch()
+    for name in cuda.LIBRARIES[:-1]:
+        (tmp_path / "lib" / f"lib{name}.so.12").touch()
+    cuda.complete_links(tmp_path)
+    assert cuda.look_at(tmp_path) == (None, "CUDA 12.4 without libcurand.so")
+    (tmp_path / "lib/libcurand.so.10").touch()
+    cuda.complete_links(tmp_path)
+    toolkit, problem = cuda.look_at(tmp_path)
+    assert problem is None and toolkit.major == 12 and cuda.cudnn_of(toolkit) is None
+    assert "-DUSE_CUDNN=OFF" in cuda.cmake_options(toolkit, ["80", "90"], None)
+    assert "-DCUDA_ARCH_BIN=80 90" in cuda.cmake_options(toolkit, ["80", "90"], None)
+    (tmp_path / "bin/nvcc").write_text("#!/bin/sh\necho release 11.8\n")
+    assert cuda.look_at(tmp_path)[1] == "CUDA 11.8; CUDA 12 or 13 is needed"
+
+
+def test_a_pycaffe_as_its_own_build_leaves_it(tmp_path):
+    """BVLC's layout: the messages in caffe/proto alone. Both names are one module, in either order; nothing is changed there."""
+    package = tmp_path / "there/python/caffe"
+    built = ROOT / ".caffe/caffe/python"
+    if not list((built / "caffe").glob("_caffe*.so")):
+        pytest.skip("the Caffe here is a link itself")
+    (package / "proto").mkdir(parents=True)
+    for path in (built / "caffe").iterdir():
+        if path.is_file():
+            (package / path.name).symlink_to(path)
+    (package / "proto/__init__.py").touch()
+    (package / "proto/caffe_pb2.py").symlink_to(built / "caffe_pb2.py")
+    for given in (tmp_path / "there", tmp_path / "there/python", package):
+        assert find_pycaffe(given) == package
+    assert find_binary(package) is None
+    link_pycaffe(package, tmp_path / "linked")
+    for first, second in (("caffe", "caffe_pb2"), ("caffe_pb2", "caffe")):
+        code = (f"import {first}, {second}; assert caffe.proto.caffe_pb2 is caffe_pb2 and 'Python' in caffe.layer_type_list()\n"
+                "import caffe.io, caffe.net_spec; from caffe.proto import caffe_pb2 as again; assert again is caffe_pb2\n"
+                "print(caffe.__path__)")  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path / "linked/python")},
+                              text=True, capture_output=True)  # fmt: skip
+        assert done.returncode == 0 and str(package) in done.stdout, done.stderr
+
+
+def test_what_is_no_pycaffe(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        find_pycaffe(tmp_path / "nowhere")
+    (tmp_path / "caffe").mkdir()
+    (tmp_path / "caffe/__init__.py").touch()
+    with pytest.raises(ValueError, match="PyPI's package `caffe` is an empty placeholder"):
+        find_pycaffe(tmp_path)
+    (tmp_path / "caffe/pycaffe.py").touch()
+    with pytest.raises(ValueError, match="is not built .*make env CAFFE_SRC="):
+        find_pycaffe(tmp_path)
+
+
+def make(*arguments):
+    return subprocess.run(["make", "-n", *arguments], cwd=ROOT, text=True, capture_output=True, timeout=60)
+
+
+def test_gpu_means_a_build_to_make_env_and_a_number_to_the_rest():
+    assert "--gpu '1'" in make("env", "GPU=1").stdout and "--gpu" not in make("env").stdout
+    trained = make("train-demo", "GPU=0").stdout
+    assert "tools/device.py 0" in trained and "env.sh  --quiet" in trained
+    assert "--gpu 3" in make("cell-cub", "GPU=3").stdout and "--gpu" not in make("cell-cub").stdout
+    for arguments, name in ((("demo", "PYCAFFE=/x"), "PYCAFFE"), (("env", "demo", "GPU=1"), "GPU")):
+        done = make(*arguments)
+        assert done.returncode and f"make env {name}=" in done.stderr
+
+
+def test_a_gpu_that_caffe_was_not_built_for(small_set, tmp_path):
+    if json.loads((ROOT / ".caffe/caffe/caffe.json").read_text()).get("cuda"):
+        pytest.skip("a build with CUDA")
+    solver = write_solver(tmp_path / "made", small_set)
+    done = tool("tools/train.py", "--solver", solver, "--run", tmp_path / "run", "--gpu", 0)
+    assert done.returncode == 1 and "GPU=0: this Caffe is built for the CPU" in done.stderr and "make env GPU=1" in done.stderr
+    assert not (tmp_path / "run/run.json").exists()
+
+
+def test_the_files_of_a_run_on_a_gpu(small_set, tmp_path):
+    """They say so, but not which GPU; those of a run on the CPU are what they were before there was a choice."""
+    from tools.train import run_files
+
+    solver = write_solver(tmp_path / "made", small_set)
+    on_cpu, on_gpu = (run_files(solver, tmp_path / "run", 1, None, None, None, gpu)[0] for gpu in (None, 1))
+    assert on_gpu.solver_mode == on_gpu.GPU and on_cpu.solver_mode == on_cpu.CPU and not on_gpu.HasField("device_id")

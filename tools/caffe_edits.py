@@ -1,7 +1,8 @@
 """Our edits to Caffe's source, each small, named and with its reason.
 
 An edit replaces one piece of text by another in one file, and must find the old text exactly once: a source that is
-not the one this was written for stops the build instead of being built half mended.
+not the one this was written for stops the build instead of being built half mended. In somebody's own checkout the
+text may be mended already.
 """
 
 from dataclasses import dataclass
@@ -10,12 +11,94 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Edit:
+    """`only`: the builds that need it, "cuda", "cudnn" or "checkout" (BVLC's own tree, without Debian's patches); "" is all.
+
+    `mended`: text that stands in the file where others have mended the same.
+    """
+
     name: str
     reason: str
     file: str
     old: str
     new: str
+    only: str = ""
+    mended: str = ""
 
+
+def _before_cuda_13(lines):
+    return f"#if CUDART_VERSION < 13000\n{lines}#endif\n"
+
+
+_CLOCK = '  LOG(INFO) << "Clock rate:                    " << prop.clockRate;\n'
+_OVERLAP = """\
+  LOG(INFO) << "Concurrent copy and execution: "
+      << (prop.deviceOverlap ? "Yes" : "No");
+"""
+_TIMEOUT = """\
+  LOG(INFO) << "Kernel execution timeout:      "
+      << (prop.kernelExecTimeoutEnabled ? "Yes" : "No");
+"""
+_CUDA_13 = "CUDA 13 removed this field of cudaDeviceProp, which DeviceQuery prints."
+
+_CHOICE = """\
+// cuDNN 8 removed the functions that choose a convolution's algorithm within
+// a limit of workspace. Here they are again, on what it has instead: the
+// algorithms in the order of their expected speed, of which the first that
+// fits is taken.
+#if CUDNN_VERSION >= 8000
+enum {
+  CUDNN_CONVOLUTION_FWD_SPECIFY_WORKSPACE_LIMIT,
+  CUDNN_CONVOLUTION_BWD_FILTER_SPECIFY_WORKSPACE_LIMIT,
+  CUDNN_CONVOLUTION_BWD_DATA_SPECIFY_WORKSPACE_LIMIT
+};
+
+template <typename Perf, typename Algo>
+inline cudnnStatus_t cudnnFirstThatFits(cudnnStatus_t status,
+    const Perf* found, int count, size_t limit, Algo* algo) {
+  if (status != CUDNN_STATUS_SUCCESS) { return status; }
+  for (int i = 0; i < count; ++i) {
+    if (found[i].status == CUDNN_STATUS_SUCCESS && found[i].memory <= limit) {
+      *algo = found[i].algo;
+      return CUDNN_STATUS_SUCCESS;
+    }
+  }
+  return CUDNN_STATUS_NOT_SUPPORTED;
+}
+
+#define CUDNN_ALGORITHM_CHOICE(Kind, Short, COUNT, First, Second, Third) \\
+  inline cudnnStatus_t cudnnGetConvolution##Kind##Algorithm( \\
+      cudnnHandle_t handle, First a, Second b, \\
+      cudnnConvolutionDescriptor_t conv, Third c, int preference, \\
+      size_t limit, cudnnConvolution##Short##Algo_t* algo) { \\
+    cudnnConvolution##Short##AlgoPerf_t found[COUNT]; \\
+    int count = 0; \\
+    const cudnnStatus_t status = cudnnGetConvolution##Kind##Algorithm_v7( \\
+        handle, a, b, conv, c, COUNT, &count, found); \\
+    return cudnnFirstThatFits(status, found, count, limit, algo); \\
+  }
+CUDNN_ALGORITHM_CHOICE(Forward, Fwd, CUDNN_CONVOLUTION_FWD_ALGO_COUNT,
+    cudnnTensorDescriptor_t, cudnnFilterDescriptor_t, cudnnTensorDescriptor_t)
+CUDNN_ALGORITHM_CHOICE(BackwardFilter, BwdFilter,
+    CUDNN_CONVOLUTION_BWD_FILTER_ALGO_COUNT,
+    cudnnTensorDescriptor_t, cudnnTensorDescriptor_t, cudnnFilterDescriptor_t)
+CUDNN_ALGORITHM_CHOICE(BackwardData, BwdData,
+    CUDNN_CONVOLUTION_BWD_DATA_ALGO_COUNT,
+    cudnnFilterDescriptor_t, cudnnTensorDescriptor_t, cudnnTensorDescriptor_t)
+#undef CUDNN_ALGORITHM_CHOICE
+#endif
+
+"""
+_NAMESPACES = "namespace caffe {\n\nnamespace cudnn {\n\ntemplate <typename Dtype> class dataType;"
+_CONVOLUTION = """\
+      pad_h, pad_w, stride_h, stride_w, 1, 1, CUDNN_CROSS_CORRELATION,
+      dataType<Dtype>::type));
+"""
+_BOOST = """\
+    STRING( REGEX REPLACE "[^0-9]" "" boost_py_version ${version} )
+    find_package(Boost 1.46 COMPONENTS "python-py${boost_py_version}")
+    set(Boost_PYTHON_FOUND ${Boost_PYTHON-PY${boost_py_version}_FOUND})
+
+    while"""
 
 EDITS = (
     Edit(
@@ -25,12 +108,62 @@ EDITS = (
         old="coded_input->SetTotalBytesLimit(kProtoReadBytesLimit, 536870912);",
         new="coded_input->SetTotalBytesLimit(kProtoReadBytesLimit);",
     ),
+    Edit(
+        name="boost-python-name",
+        reason="Boost 1.67 and later call the library boost_python311, not boost_python-py311; pycaffe is passed over without it.",
+        file="cmake/Dependencies.cmake",
+        old=_BOOST,
+        new='    STRING( REGEX REPLACE "^([0-9]+)[.]([0-9]+).*" "\\\\1\\\\2" boost_py_version ${version} )\n'
+        '    find_package(Boost 1.46 COMPONENTS "python${boost_py_version}")\n'
+        "    set(Boost_PYTHON_FOUND ${Boost_PYTHON${boost_py_version}_FOUND})\n\n    while",
+        only="checkout",
+        mended='find_package(Boost 1.46 COMPONENTS "python${boost_py_version}")',
+    ),
+    Edit("cuda-13-clock-rate", _CUDA_13, "src/caffe/common.cpp", _CLOCK, _before_cuda_13(_CLOCK), only="cuda"),
+    Edit("cuda-13-device-overlap", _CUDA_13, "src/caffe/common.cpp", _OVERLAP, _before_cuda_13(_OVERLAP), only="cuda"),
+    Edit("cuda-13-timeout", _CUDA_13, "src/caffe/common.cpp", _TIMEOUT, _before_cuda_13(_TIMEOUT), only="cuda"),
+    Edit(
+        name="cudnn-8-version",
+        reason="cuDNN 8 moved its version to a header of its own; without one, CMake takes it for older than 3.",
+        file="cmake/Cuda.cmake",
+        old="    file(READ ${CUDNN_INCLUDE}/cudnn.h CUDNN_VERSION_FILE_CONTENTS)\n",
+        new="    file(READ ${CUDNN_INCLUDE}/cudnn.h CUDNN_VERSION_FILE_CONTENTS)\n"
+        "    if(EXISTS ${CUDNN_INCLUDE}/cudnn_version.h)\n"
+        "      file(READ ${CUDNN_INCLUDE}/cudnn_version.h CUDNN_VERSION_FILE_CONTENTS)\n"
+        "    endif()\n",
+        only="cudnn",
+    ),
+    Edit(
+        name="cudnn-8-algorithms",
+        reason="cuDNN 8 removed cudnnGetConvolution*Algorithm; Caffe's limit of workspace, 8 MB a stream, is kept.",
+        file="include/caffe/util/cudnn.hpp",
+        old=_NAMESPACES,
+        new=_CHOICE + _NAMESPACES,
+        only="cudnn",
+        mended="cudnnGetConvolutionForwardAlgorithm_v7",
+    ),
+    Edit(
+        name="cudnn-8-float32",
+        reason="Since cuDNN 8, newer GPUs round float32 to TF32's 10 bits in convolutions unless told not to.",
+        file="include/caffe/util/cudnn.hpp",
+        old=_CONVOLUTION,
+        new=_CONVOLUTION
+        + "#if CUDNN_VERSION >= 8000\n  CUDNN_CHECK(cudnnSetConvolutionMathType(*conv, CUDNN_FMA_MATH));\n#endif\n",
+        only="cudnn",
+        mended="CUDNN_FMA_MATH",
+    ),
 )
 
 
-def apply_edits(source, edits=EDITS):
+def edits_for(*builds):
+    """The edits of a build that is all of `builds`, of "cuda", "cudnn" and "checkout"."""
+    return tuple(edit for edit in EDITS if edit.only in ("", *builds))
+
+
+def apply_edits(source, edits=EDITS, mended_allowed=False):
     """Apply `edits` to the Caffe source tree `source` (a path).
 
+    Where `mended_allowed`, an edit is passed over whose old text is not there, but its new one, or what others wrote for it.
     Raises ValueError naming the edit when its old text does not stand exactly once in its file; no file has been
     written by then.
     """
@@ -40,6 +173,8 @@ def apply_edits(source, edits=EDITS):
         if not path.is_file():
             raise ValueError(f"edit {edit.name!r}: {path} does not exist; this is not the Caffe source it was written for")
         text = texts.get(path) or path.read_text()
+        if mended_allowed and (edit.new in text or (edit.mended and edit.mended in text)):
+            continue
         count = text.count(edit.old)
         if count != 1:
             raise ValueError(f"edit {edit.name!r} must apply exactly once in {path}, but its text was found {count} times")

@@ -2,11 +2,15 @@
 
 Runs under the system's Python with the standard library alone (tools/env.sh has installed the system packages).
 Each of the two folders carries a record of what it was made from, written last: a folder without it, or with another
-one, is made again from the beginning, so nothing half built is ever taken for built.
+one, is made again from the beginning, so nothing half built is ever taken for built. Which Caffe it is, when it is not
+the one that is fetched and built, is remembered: a call that names none of --pycaffe, --caffe-src, --gpu, --cuda-arch and
+--cudnn goes by the last call that did; one that names any, '' too, forgets the last.
 
     .venv/                  Python packages of requirements.txt; finds pycaffe, python_layers/ and this checkout
     .caffe/caffe/           bin/caffe, lib/, python/ (pycaffe, and caffe_pb2 alone), caffe.json (where it came from)
+    .caffe/choice.json      which Caffe that is
     .caffe/downloads/       the source package, kept
+    .caffe/cuda/            a CUDA toolkit from PyPI, where the machine has none; .caffe/cudnn/ likewise
     .caffe/env.sh           source it, and the stock `caffe` binary finds all of the above
 """
 
@@ -17,13 +21,16 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # there is no .venv yet that would know this checkout
 
 from data_prep.files import read_record, sha256, written_aside
-from tools.caffe_edits import EDITS, apply_edits
+from tools import cuda
+from tools.caffe_edits import apply_edits, edits_for
+from tools.given_caffe import check_source, copy_source, describe_source, find_pycaffe, given_path, identity, link_pycaffe
 
 VENV = ROOT / ".venv"
 CAFFE_HOME = ROOT / ".caffe"
@@ -41,8 +48,9 @@ FILES = {
 }
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
+CPU_ONLY = "-DCPU_ONLY=ON"
 CMAKE_OPTIONS = (
-    "-DCPU_ONLY=ON",
+    CPU_ONLY,
     "-DUSE_OPENCV=OFF",  # our LMDBs hold raw pixels, which Caffe's Data layer reads without it
     "-DUSE_LEVELDB=OFF",
     "-DUSE_LMDB=ON",
@@ -56,6 +64,17 @@ CMAKE_OPTIONS = (
 
 class Failure(Exception):
     """What went wrong, in words for the person at the keyboard."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which Caffe: a built pycaffe; or a build, of a source checkout or the package that is fetched, with CUDA or without."""
+
+    pycaffe: str = ""
+    caffe_src: str = ""
+    gpu: bool = False
+    cuda_arch: str = ""
+    cudnn: bool = False
 
 
 def say(text):
@@ -153,14 +172,63 @@ def fetch_source(mirror):
                   f"{downloads}: {', '.join(FILES)}")  # fmt: skip
 
 
+def choose(given):
+    """The Choice that was `given` ({option: text, None where it was not named}), or the last one that was."""
+    if all(text is None for text in given.values()):
+        return Choice(**read_record(CAFFE_HOME / "choice.json"))
+    given = {name: (text or "").strip() for name, text in given.items()}
+    for name in ("gpu", "cudnn"):
+        if given[name] not in ("", "0", "1"):
+            raise Failure(f"{name.upper()}={given[name]}: 1 builds with it; the number of a GPU is for the commands that train and "
+                          "extract, `make env GPU=1` builds for all")  # fmt: skip
+        given[name] = given[name] == "1"
+    given["pycaffe"], given["caffe_src"] = (str(given_path(given[name]) or "") for name in ("pycaffe", "caffe_src"))
+    choice = Choice(**given)
+    if choice.pycaffe and choice != Choice(pycaffe=choice.pycaffe):
+        raise Failure("PYCAFFE= names a Caffe that is built; the other variables are for one that is built here")
+    if (choice.cuda_arch or choice.cudnn) and not choice.gpu:
+        raise Failure("CUDA_ARCH= and CUDNN= are for a build with CUDA: make env GPU=1 ...")
+    return replace(choice, cuda_arch=",".join(cuda.architectures(choice.cuda_arch))) if choice.gpu else choice
+
+
+def from_pypi(python, folder, packages):
+    """Install PyPI's packages of CUDA into .caffe/<folder>, unless they are there; returns that folder."""
+    home, record = CAFFE_HOME / folder, CAFFE_HOME / folder / "made_from.json"
+    if read_record(record) != {"packages": list(packages)}:
+        say(f"installing {len(packages)} packages of CUDA into {home.relative_to(ROOT)} (about a gigabyte)")
+        log = CAFFE_HOME / f"{folder}.log"
+        log.unlink(missing_ok=True)
+        with written_aside(home) as aside:
+            run([python, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--target", aside, *packages], log)
+            for root in sorted((aside / "nvidia").iterdir()):
+                cuda.complete_links(root)
+            (aside / record.name).write_text(json.dumps({"packages": list(packages)}))
+    return home
+
+
+def find_cuda(python, cudnn):
+    """(Toolkit, folder of cuDNN or None): the machine's own where they are whole, or PyPI's."""
+    toolkit, problems = cuda.on_this_machine()
+    if toolkit is None:
+        home = CAFFE_HOME / "cuda"
+        if problems and not home.exists():
+            say(f"passing over {'; '.join(problems)}")
+        toolkit, problem = cuda.look_at(from_pypi(python, "cuda", cuda.FROM_PYPI) / "nvidia" / "cu13")
+        if toolkit is None:
+            raise Failure(f"{home}: {problem}; remove it, and call the same command again")
+    if not cudnn:
+        return toolkit, None
+    return toolkit, cuda.cudnn_of(toolkit) or from_pypi(python, "cudnn", [cuda.CUDNN[toolkit.major]]) / "nvidia" / "cudnn"
+
+
 def caffe_record(python):
-    """What .caffe/caffe is made from, and the folder of the numpy headers."""
+    """What .caffe/caffe is made from when it is the one that is fetched, and the folder of the numpy headers."""
     numpy_version, numpy_include = subprocess.check_output(
         [python, "-c", "import numpy; print(numpy.__version__); print(numpy.get_include())"], text=True).splitlines()  # fmt: skip
     record = {
         "origin": ORIGIN,
         "files": FILES,
-        "edits": {edit.name: [edit.reason, edit.file, edit.old, edit.new] for edit in EDITS},
+        "edits": edits_record(edits_for()),
         "cmake": list(CMAKE_OPTIONS),
         "numpy": numpy_version,
         "python": sys.version,
@@ -170,6 +238,10 @@ def caffe_record(python):
     return record, numpy_include
 
 
+def edits_record(edits):
+    return {edit.name: [edit.reason, edit.file, edit.old, edit.new] for edit in edits}
+
+
 def check_import(python, caffe, log):
     """Import pycaffe from the folder `caffe`, wherever its libraries expect to be."""
     code = "import caffe_pb2, caffe; assert 'Python' in caffe.layer_type_list(); assert caffe.proto.caffe_pb2 is caffe_pb2"
@@ -177,32 +249,94 @@ def check_import(python, caffe, log):
     run([python, "-c", code], log, env={**os.environ, **paths})
 
 
-def make_caffe(python, mirror):
+def check_libraries(libraries):
+    """Raise Failure when a library that one of `libraries` is linked with is not found where it says."""
+    for library in libraries:
+        said = subprocess.run(["ldd", library], text=True, capture_output=True).stdout
+        if lost := [line.strip() for line in said.splitlines() if "not found" in line and "libcaffe" not in line]:
+            raise Failure(f"{library.name}: {'; '.join(lost)}")
+
+
+def replace_caffe(python, wanted, aside):
+    """Put the finished folder `aside` in the place of .caffe/caffe, with its record."""
+    (aside / "caffe.json").write_text(json.dumps(wanted, indent=2))
+    os.sync()
+    shutil.rmtree(CAFFE, ignore_errors=True)
+    os.rename(aside, CAFFE)
+
+
+def use_pycaffe(python, folder):
+    """Make .caffe/caffe of links to a pycaffe that is built."""
+    package = find_pycaffe(Path(folder))
+    wanted = {
+        "origin": f"pycaffe of {package}",
+        "built": identity(package),
+        "python": sys.version,
+        "checkout": str(ROOT),
+        "layout": 1,
+    }
+    if read_record(CAFFE / "caffe.json") == wanted:
+        return
+    aside = CAFFE_HOME / "caffe.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    link_pycaffe(package, aside)
+    code = "from tools.check import problem_with_caffe as problem; print(problem() or '')"
+    done = subprocess.run([python, "-c", code], env={**os.environ, "PYTHONPATH": f"{aside}/python:{ROOT}"}, text=True,
+                          capture_output=True)  # fmt: skip
+    problem = done.stdout.strip()
+    if done.returncode:
+        problem = f"its import ended Python (status {done.returncode}): {done.stderr.strip()[-500:]}"
+    if problem:
+        raise Failure(f"PYCAFFE={folder}: {problem}\n`make env PYCAFFE=` builds one here.")
+    log = CAFFE_HOME / "pycaffe.log"
+    log.unlink(missing_ok=True)
+    check_import(python, aside, log)
+    replace_caffe(python, wanted, aside)
+
+
+def make_caffe(python, choice, mirror):
     """Build Caffe into .caffe/caffe; a folder made from the same files and options is kept."""
     wanted, numpy_include = caffe_record(python)
-    record = CAFFE / "caffe.json"
-    if read_record(record) == wanted:
+    edits, options, toolkit = edits_for(), list(CMAKE_OPTIONS), None
+    if choice.caffe_src:
+        given = Path(choice.caffe_src)
+        check_source(given)
+        commit, files = describe_source(given)
+        wanted |= {"origin": f"Caffe checkout {given} ({commit})", "files": files}
+        options.append("-DCMAKE_POLICY_VERSION_MINIMUM=3.5")  # newer CMakes refuse what BVLC's own asks for
+    if choice.gpu:
+        toolkit, cudnn = find_cuda(python, choice.cudnn)
+        archs = choice.cuda_arch.split(",")
+        options = [option for option in options if option != CPU_ONLY] + cuda.cmake_options(toolkit, archs, cudnn)
+        wanted["origin"] += f", CUDA {toolkit.version} for {choice.cuda_arch}{', cuDNN' if cudnn else ''}"
+    if choice.caffe_src or choice.gpu:
+        kinds = {"checkout": choice.caffe_src, "cuda": choice.gpu, "cudnn": choice.cudnn}
+        edits = edits_for(*(kind for kind, is_it in kinds.items() if is_it))
+        wanted |= {"cmake": options, "edits": edits_record(edits), "cuda": toolkit.version if toolkit else None}
+    if read_record(CAFFE / "caffe.json") == wanted:
         return
-    shutil.rmtree(CAFFE, ignore_errors=True)
-    downloads = fetch_source(mirror)
     work, aside = CAFFE_HOME / "work", CAFFE_HOME / "caffe.tmp"
     for folder in (work, aside):
         shutil.rmtree(folder, ignore_errors=True)
-    work.mkdir()
     log = CAFFE_HOME / "build.log"
     log.unlink(missing_ok=True)
-
     source, build = work / "source", work / "build"
-    dsc = next(downloads / name for name in FILES if name.endswith(".dsc"))
-    run(["dpkg-source", "--no-check", "-x", dsc, source], log)
+    if choice.caffe_src:
+        copy_source(given, source)
+    else:
+        downloads = fetch_source(mirror)
+        work.mkdir()
+        dsc = next(downloads / name for name in FILES if name.endswith(".dsc"))
+        run(["dpkg-source", "--no-check", "-x", dsc, source], log)
     try:
-        apply_edits(source)
+        apply_edits(source, edits, mended_allowed=bool(choice.caffe_src))
     except ValueError as error:
         raise Failure(str(error)) from None
 
     jobs = os.cpu_count() or 1
-    say(f"building Caffe with {jobs} jobs (about 2 minutes on two cores; log: {log.relative_to(ROOT)})")
-    run(["cmake", "-S", source, "-B", build, *CMAKE_OPTIONS, f"-DCMAKE_INSTALL_PREFIX={CAFFE}",
+    minutes = "10" if choice.gpu else "2"
+    say(f"building Caffe with {jobs} jobs (about {minutes} minutes on two cores; log: {log.relative_to(ROOT)})")
+    run(["cmake", "-S", source, "-B", build, *options, f"-DCMAKE_INSTALL_PREFIX={CAFFE}",
          "-DCMAKE_INSTALL_LIBDIR=lib", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",  # used from where they are copied to
          f"-DPYTHON_EXECUTABLE={python}", f"-DNUMPY_INCLUDE_DIR={numpy_include}",
          # Debian's own numpy headers, where installed, lie in Python's include folder: ours must come first.
@@ -219,10 +353,9 @@ def make_caffe(python, mirror):
     os.rename(aside / "python" / "caffe" / "proto" / "caffe_pb2.py", aside / "python" / "caffe_pb2.py")
     (aside / "python" / "caffe" / "proto" / "caffe_pb2.py").write_text(
         "import sys\n\nimport caffe_pb2\n\nsys.modules[__name__] = caffe_pb2\n")  # fmt: skip
+    check_libraries([aside / "lib" / "libcaffe.so", aside / "python" / "caffe" / "_caffe.so", aside / "bin" / "caffe"])
     check_import(python, aside, log)
-    (aside / "caffe.json").write_text(json.dumps(wanted, indent=2))
-    os.sync()
-    os.rename(aside, CAFFE)
+    replace_caffe(python, wanted, aside)
     shutil.rmtree(work)
 
 
@@ -243,9 +376,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mirror", default="", help="address of a Debian archive to fetch the Caffe source from")
     parser.add_argument("--quiet", action="store_true", help="say nothing when everything is there already")
+    parser.add_argument("--pycaffe", metavar="DIR", help="use the pycaffe that is built there")
+    parser.add_argument("--caffe-src", metavar="DIR", help="build this checkout of BVLC's Caffe, on a copy")
+    parser.add_argument("--gpu", metavar="1", help="build with CUDA")
+    parser.add_argument("--cuda-arch", metavar="90", help="for these GPUs; commas between (default those that are here)")
+    parser.add_argument("--cudnn", metavar="1", help="with cuDNN too")
     arguments = parser.parse_args()
-    if sys.version_info[:2] != (3, 11):
-        raise Failure(f"the system's Python is {sys.version.split()[0]}; this was made for Debian 12's Python 3.11")
     CAFFE_HOME.mkdir(exist_ok=True)
     with open(CAFFE_HOME / "lock", "w") as lock:
         try:
@@ -253,13 +389,28 @@ def main():
         except BlockingIOError:
             say("another `make env` is at work in this checkout; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        python = make_venv()
-        make_caffe(python, arguments.mirror)
+        try:
+            choice = choose({field.name: getattr(arguments, field.name) for field in fields(Choice)})
+            if sys.version_info < (3, 11) or (sys.version_info[:2] != (3, 11) and not (choice.pycaffe or choice.caffe_src)):
+                raise Failure(f"the system's Python is {sys.version.split()[0]}; this was made for Debian 12's Python 3.11")
+            python = make_venv()
+            if choice.pycaffe:
+                use_pycaffe(python, choice.pycaffe)
+            else:
+                make_caffe(python, choice, arguments.mirror)
+        except ValueError as error:
+            raise Failure(str(error)) from None
+        if Choice(**read_record(CAFFE_HOME / "choice.json")) != choice:
+            with written_aside(CAFFE_HOME / "choice.json") as aside:
+                aside.write_text(json.dumps(asdict(choice), indent=2))
         env_sh = ENV_SH.format(caffe=CAFFE, venv=VENV, root=ROOT)
+        if not (CAFFE / "bin" / "caffe").exists():
+            env_sh += 'echo "There is no stock caffe binary: the pycaffe that was named to make env came without one." >&2\n'
         if not (CAFFE_HOME / "env.sh").exists() or (CAFFE_HOME / "env.sh").read_text() != env_sh:
             (CAFFE_HOME / "env.sh").write_text(env_sh)
     if not arguments.quiet:
-        say("ready: .venv/bin/python can `import caffe`; for the stock binary: source .caffe/env.sh")
+        origin = "" if choice == Choice() else f" ({read_record(CAFFE / 'caffe.json')['origin']})"
+        say(f"ready: .venv/bin/python can `import caffe`{origin}; for the stock binary: source .caffe/env.sh")
 
 
 if __name__ == "__main__":
