@@ -4,7 +4,6 @@ Neither is changed: of a pycaffe `.caffe/caffe` holds links to it, of a checkout
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -101,7 +100,6 @@ def describe_source(folder):
 def copy_source(folder, work):
     """Copy a source checkout without what was built in it."""
     shutil.copytree(folder, work, symlinks=True, ignore=shutil.ignore_patterns(*PASSED_OVER))
-    os.chmod(work, 0o755)
 
 
 def given_path(text):
