@@ -58,7 +58,7 @@ listed = $(subst $(comma), ,$($(1)))
 PAPER := cub cars196 sop
 LOSSES := lifted contrastive triplet
 
-.PHONY: train help env check test test-slurm test-faults soak bench lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
+.PHONY: train help env check test test-slurm test-gpu-build test-faults soak bench lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-17s %s\n' "$$verb" "$$text"; done
@@ -90,6 +90,9 @@ test-faults: env ## kill -9 at every rename and at random moments, failing and f
 
 soak: data-demo ## an hour of training killed every few minutes, beside one undisturbed: memory, threads, files, and equal weights
 	@$(PYTHON) tests/soak.py $(if $(ITERS),--iterations $(ITERS))
+
+test-gpu-build: env ## a build with CUDA in a scratch folder: it links, imports and computes [CUDA_ARCH=90] [CUDNN=1] [SCRATCH=folder]
+	@CUDA_ARCH=$(CUDA_ARCH) CUDNN=$(CUDNN) SCRATCH=$(SCRATCH) $(PYTHON) -m pytest -q -rs tests/check_gpu_build.py
 
 lint: env ## ruff, mending what it can
 	@$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .

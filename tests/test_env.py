@@ -11,7 +11,7 @@ from conftest import ROOT, stock_caffe, tool, write_solver
 
 from tools import cuda, env
 from tools.caffe_edits import EDITS, Edit, apply_edits, edits_for
-from tools.device import cuda_runtime
+from tools.device import loaded
 from tools.env import Choice, Failure, choose
 from tools.given_caffe import find_binary, find_pycaffe, link_pycaffe
 
@@ -241,7 +241,7 @@ def test_gpu_means_a_build_to_make_env_and_a_number_to_the_rest():
 
 
 def test_a_gpu_that_caffe_was_not_built_for(caffe, small_set, tmp_path):
-    if cuda_runtime():
+    if loaded("libcudart"):
         pytest.skip("a build with CUDA")
     solver = write_solver(tmp_path / "made", small_set)
     done = tool("tools/train.py", "--solver", solver, "--run", tmp_path / "run", "--gpu", 0)

@@ -134,6 +134,14 @@ EDITS = (
         only="cudnn",
     ),
     Edit(
+        name="cuda-13-thrust",
+        reason="CUDA 13 moved Thrust's headers to where only nvcc looks; nothing in this file uses them.",
+        file="src/caffe/layers/cudnn_softmax_layer.cpp",
+        old='#include "thrust/device_vector.h"\n',
+        new="// thrust/device_vector.h is not used\n",
+        only="cudnn",
+    ),
+    Edit(
         name="cudnn-8-algorithms",
         reason="cuDNN 8 removed cudnnGetConvolution*Algorithm; Caffe's limit of workspace, 8 MB a stream, is kept.",
         file="include/caffe/util/cudnn.hpp",

@@ -19,9 +19,9 @@ from pathlib import Path
 os.environ.setdefault("GLOG_minloglevel", "2")
 
 
-def cuda_runtime():
-    """The path of the CUDA runtime that Caffe, which is imported, was linked with; None for a Caffe built for the CPU."""
-    found = re.search(r"/\S*libcudart\.so\S*", Path("/proc/self/maps").read_text())
+def loaded(name):
+    """The path of the library that Caffe, which is imported, was linked with; None where it was not."""
+    found = re.search(rf"/\S*{name}\.so\S*", Path("/proc/self/maps").read_text())
     return found[0] if found else None
 
 
@@ -37,10 +37,14 @@ def use_device(gpu=None):
 
     from tools.versions import caffe_origin
 
+    runtime = loaded("libcudart")
     if gpu is None:
+        if loaded("libcudnn") and runtime and not count_gpus(runtime):
+            raise ValueError("this Caffe is built with cuDNN, whose layers want a GPU even where the CPU computes; none is here. "
+                             "`make env GPU=1` without CUDNN=1, or `make env GPU=`, builds one that does without")  # fmt: skip
         caffe.set_mode_cpu()
         return
-    if (runtime := cuda_runtime()) is None:
+    if runtime is None:
         raise ValueError(f"GPU={gpu}: this Caffe is built for the CPU ({caffe_origin()}). `make env GPU=1` builds one with CUDA; "
                          "without GPU= the CPU computes")  # fmt: skip
     if not 0 <= gpu < (gpus := count_gpus(runtime)):

@@ -30,6 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 from data_prep.files import require_writable, sha256, written_aside
 from tools.blas import choose_kernels
 from tools.caffe_files import check_weights, read_binary, read_text
+from tools.device import use_device
 
 INPUT, OUTPUT = "data", "fc_embedding"
 # 11 (2019) has every operator used here in the form of today (explicit pads above all), so onnxruntime since 1.0
@@ -342,7 +343,7 @@ def compare(content, deploy, weights):
     import caffe
     import onnxruntime
 
-    caffe.set_mode_cpu()
+    use_device()
     net = caffe.Net(str(deploy), str(weights), caffe.TEST)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     random, worst = np.random.default_rng(0), 0.0

@@ -230,6 +230,7 @@ def compare_with_caffe(deploy, weights, content, crop):
     """
     os.environ.setdefault("GLOG_minloglevel", "2")  # Caffe's errors only
     from tools.blas import choose_kernels
+    from tools.device import use_device
 
     choose_kernels()
     import caffe
@@ -238,7 +239,7 @@ def compare_with_caffe(deploy, weights, content, crop):
 
     coarse = np.random.default_rng(1).normal(0, 60, (2, 3, 8, 8)).astype(np.float32)
     data = np.array([[cv2.resize(channel, (crop, crop), interpolation=cv2.INTER_CUBIC) for channel in image] for image in coarse])
-    caffe.set_mode_cpu()
+    use_device()
     net = constructed(lambda: caffe.Net(str(deploy), caffe.TEST), deploy)
     load_weights(net, weights)
     net.blobs["data"].reshape(*data.shape)
