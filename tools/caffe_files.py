@@ -13,6 +13,8 @@ from caffe_pb2 import NetParameter, SolverState
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
+from tools.device import loaded
+
 # What Caffe's learning rate policies need; it looks at them in the first update, and aborts or divides by zero.
 POLICIES = {"fixed": (), "step": ("gamma", "stepsize"), "exp": ("gamma",), "inv": ("gamma", "power"),
             "multistep": ("gamma", "stepvalue"), "poly": ("power",), "sigmoid": ("gamma", "stepsize")}  # fmt: skip
@@ -42,8 +44,11 @@ def load_modules(net, path):
 def constructed(make, path):
     """make(), which lets Caffe construct the net or solver of the prototxt at `path`.
 
-    A copy of this process tries it first: where Caffe aborts, that ends, and here is a ValueError with what Caffe said.
+    A copy of this process tries it first: where Caffe aborts, that ends, and here is a ValueError with what Caffe said. Not
+    with CUDA, which a copy of a process cannot use: there it is Caffe that ends this one.
     """
+    if loaded("libcudart"):
+        return make()
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
