@@ -89,7 +89,7 @@ test-faults: env ## kill -9 at every rename and at random moments, failing and f
 	@$(PYTHON) -m pytest -q tests/check_faults.py
 
 soak: data-demo ## an hour of training killed every few minutes, beside one undisturbed: memory, threads, files, and equal weights
-	@$(PYTHON) tests/soak.py $(if $(ITERS),--iterations $(ITERS))
+	@$(PYTHON) tests/soak.py $(if $(MINUTES),--minutes $(MINUTES))
 
 test-gpu-build: env ## a build with CUDA in a scratch folder: it links, imports and computes [CUDA_ARCH=90] [CUDNN=1] [SCRATCH=folder]
 	@CUDA_ARCH=$(CUDA_ARCH) CUDNN=$(CUDNN) SCRATCH=$(SCRATCH) $(PYTHON) -m pytest -q -rs tests/check_gpu_build.py

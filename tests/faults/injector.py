@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 from conftest import ROOT
@@ -105,10 +104,3 @@ def assert_same(found, expected):
     assert sorted(found) == sorted(expected)
     differing = [name for name in expected if found[name] != expected[name]]
     assert not differing, differing
-
-
-def wait_until(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
