@@ -64,8 +64,14 @@ class Training:
         for column, name in enumerate(("memory", "threads", "open_files"), 1):
             medians = [[statistics.median(look[column] for look in quarter) for quarter in pair] for pair in quarters]
             growth[name] = round(max((last / first - 1 for first, last in medians), default=0), 4)
-        return {"lives": len(self.lives), "longest_minutes": round(max(life[-1][0] for life in self.lives if life) / 60, 1),
-                "largest_megabytes": round(max(look[1] for life in self.lives for look in life) / 1e6), "growth": growth}  # fmt: skip
+        longest = max(life[-1][0] for life in self.lives if life) / 60
+        largest = max(look[1] for life in self.lives for look in life) / 1e6
+        return {
+            "lives": len(self.lives),
+            "longest_minutes": round(longest, 1),
+            "largest_megabytes": round(largest),
+            "growth": growth,
+        }
 
 
 def readers(path):
@@ -103,8 +109,9 @@ def main():
     for training in (killed, spared):
         training.stop(signal.SIGTERM)
     last = max(killed.snapshots() & spared.snapshots())
-    equal = all((killed.run / f"snapshot_iter_{last}{suffix}").read_bytes().replace(b"/killed/", b"/spared/")
-                == (spared.run / f"snapshot_iter_{last}{suffix}").read_bytes() for suffix in (".caffemodel", ".solverstate"))  # fmt: skip
+    names = [f"snapshot_iter_{last}{suffix}" for suffix in (".caffemodel", ".solverstate")]
+    equal = all((killed.run / name).read_bytes().replace(b"/killed/", b"/spared/") == (spared.run / name).read_bytes()
+                for name in names)  # fmt: skip
     stale = sum(readers(DATA / f"{part}.lmdb") for part in ("train", "test"))
     seen = {"minutes": arguments.minutes, "kills": kills, "iteration": last, "equal": equal, "lmdb_readers": stale,
             "killed": killed.seen(), "undisturbed": spared.seen()}  # fmt: skip
