@@ -80,7 +80,7 @@ check: ## say what a bug report needs, and what is wrong
 
 test: env ## all tests, and ruff
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m pytest -q tests
+	@$(PYTHON) -m pytest -q -n $$(nproc) --maxprocesses 4 tests
 
 test-slurm: env ## a sweep on a real Slurm of this machine alone (as root; apt: slurm-wlm munge), about 7 minutes
 	@$(PYTHON) -m pytest -q tests/check_slurm.py
