@@ -30,11 +30,14 @@ UNREADABLE ?=
 LAYOUT ?=
 # A Debian archive to fetch Caffe's source from, instead of the machine's own.
 MIRROR ?=
-# make env only: a pycaffe that is built, or a source checkout; and GPU=1, a build with CUDA, for which GPUs, and with cuDNN.
+# make env only: a pycaffe that is built, or a source checkout; GPU=1, a build with CUDA, for which GPUs, and with cuDNN; the
+# CPU it is compiled for, and PLAIN=1, a build without what is only faster.
 PYCAFFE ?=
 CAFFE_SRC ?=
 CUDA_ARCH ?=
 CUDNN ?=
+MARCH ?=
+PLAIN ?=
 # Number of the GPU that trains and extracts, from 0; without one the CPU does. (`make env GPU=1` is a build with CUDA.)
 GPU ?=
 ON_GPU = $(if $(GPU),--gpu $(GPU))
@@ -58,20 +61,20 @@ listed = $(subst $(comma), ,$($(1)))
 PAPER := cub cars196 sop
 LOSSES := lifted contrastive triplet
 
-.PHONY: train help env check test test-slurm test-gpu-build test-faults soak bench lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
+.PHONY: train help env check test test-slurm test-gpu-build test-layers test-faults soak bench lint prototxt data-demo train-demo demo weights figures check-report bench-eval $(PAPER:%=data-%) $(PAPER:%=train-%) $(PAPER:%=compare-%) $(PAPER:%=report-%) $(PAPER:%=reproduce-%) ablation-cub ablation-cars196 demo-all
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r verb text; do printf '  make %-17s %s\n' "$$verb" "$$text"; done
 
 # Which Caffe it is to be is said to `make env` alone, which remembers it; to another target GPU= is a GPU's number.
-$(if $(filter-out env test-gpu-build,$(MAKECMDGOALS)),$(foreach name,PYCAFFE CAFFE_SRC CUDA_ARCH CUDNN $(if $(filter env,$(MAKECMDGOALS)),GPU),\
+$(if $(filter-out env test-gpu-build,$(MAKECMDGOALS)),$(foreach name,PYCAFFE CAFFE_SRC CUDA_ARCH CUDNN MARCH PLAIN $(if $(filter env,$(MAKECMDGOALS)),GPU),\
   $(if $(filter command,$(origin $(name))),$(error $(name)= chooses a Caffe, in a call of its own that is remembered: make env $(name)=$($(name))))))
 chosen = $(if $(filter command,$(origin $(1))),$(2) $(call quoted,$(1)))
 
-env: ## build Caffe into .caffe/ and the Python environment into .venv/ [PYCAFFE=dir] [CAFFE_SRC=dir] [GPU=1] [CUDA_ARCH=90] [CUDNN=1]
+env: ## build Caffe into .caffe/ and the Python environment into .venv/ [PYCAFFE=dir] [CAFFE_SRC=dir] [GPU=1] [CUDA_ARCH=90] [CUDNN=1] [MARCH=native] [PLAIN=1]
 	@tools/env.sh $(if $(MIRROR),--mirror $(MIRROR)) $(if $(filter-out env,$(MAKECMDGOALS)),--quiet) \
 	  $(if $(filter env,$(MAKECMDGOALS)),$(call chosen,PYCAFFE,--pycaffe) $(call chosen,CAFFE_SRC,--caffe-src) $(call chosen,GPU,--gpu) \
-	  $(call chosen,CUDA_ARCH,--cuda-arch) $(call chosen,CUDNN,--cudnn))
+	  $(call chosen,CUDA_ARCH,--cuda-arch) $(call chosen,CUDNN,--cudnn) $(call chosen,MARCH,--march) $(call chosen,PLAIN,--plain))
 	@$(if $(filter env,$(MAKECMDGOALS)),,$(if $(GPU),$(if $(filter slurm,$(ENGINE)),,PYTHONPATH=. $(PYTHON) tools/device.py $(GPU))))
 
 check: ## say what a bug report needs, and what is wrong
@@ -93,6 +96,9 @@ soak: data-demo ## an hour of training killed every few minutes, beside one undi
 
 test-gpu-build: env ## a build with CUDA in a scratch folder: it links, imports and computes [CUDA_ARCH=90] [CUDNN=1] [SCRATCH=folder]
 	@CUDA_ARCH=$(CUDA_ARCH) CUDNN=$(CUDNN) SCRATCH=$(SCRATCH) $(PYTHON) -m pytest -q -rs tests/check_gpu_build.py
+
+test-layers: env ## BVLC's own tests of Caffe's layers, and weights equal to the bit between a plain build and faster ones [SCRATCH=folder]
+	@SCRATCH=$(SCRATCH) $(PYTHON) -m pytest -q -rs tests/check_layers.py
 
 lint: env ## ruff, mending what it can
 	@$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .

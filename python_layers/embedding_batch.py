@@ -10,8 +10,8 @@ def checked(embeddings, labels, margin):
         raise TypeError(f"embeddings must be float32 or float64, not {embeddings.dtype}")
     if embeddings.ndim < 2 or embeddings.shape[0] == 0 or embeddings[0].size == 0 or any(n != 1 for n in embeddings.shape[2:]):
         raise ValueError(f"embeddings must have shape (m, c) or (m, c, 1, 1) with m, c > 0, not {embeddings.shape}")
-    finite = np.isfinite(embeddings.reshape(len(embeddings), -1)).all(axis=1)
-    if not finite.all():
+    if not np.isfinite(embeddings).all():
+        finite = np.isfinite(embeddings.reshape(len(embeddings), -1)).all(axis=1)
         rows = np.flatnonzero(~finite)
         more = f" and {rows.size - 10} more" if rows.size > 10 else ""
         raise ValueError(f"embeddings are not finite (NaN or infinite) in {rows.size} of {len(finite)} rows: "
@@ -29,6 +29,6 @@ def checked(embeddings, labels, margin):
 def representable(value, dtype, name):
     """`value` in `dtype`; raises OverflowError where that would be infinite."""
     limit = np.finfo(dtype).max
-    if not np.all(np.abs(value) <= limit):
+    if not -limit <= np.min(value) <= np.max(value) <= limit:
         raise OverflowError(f"the {name} is larger than {dtype} can hold ({limit:.1e}); the embeddings are too far apart")
     return np.asarray(value).astype(dtype)[()]

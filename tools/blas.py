@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools.cpu import refuse_another_cpu
+
 AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")  # the kernels that use it
 FLAGS = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}  # what those of SkylakeX need
 VARIABLE = "OPENBLAS_CORETYPE"
@@ -48,7 +50,11 @@ def better_kernels(cpuinfo=Path("/proc/cpuinfo")):
 
 
 def choose_kernels():
-    """Have Caffe, which must not be imported yet, take the better kernels; returns a sentence where it does, or None."""
+    """Have Caffe, which must not be imported yet, take the better kernels; returns a sentence where it does, or None.
+
+    Leaves where Caffe was built for another CPU, which would end in an illegal instruction.
+    """
+    refuse_another_cpu()
     with contextlib.suppress(ImportError):
         import numpy  # noqa: F401 - it brings a newer OpenBLAS of its own, which is not to be told anything
     if (better := better_kernels()) is None:

@@ -51,18 +51,24 @@ def main():
     for name, found in libraries():
         print(f"{name:<11} {found}")
     from tools.blas import choose_kernels
+    from tools.cpu import problem as problem_with_cpu
 
+    if problem := problem_with_cpu():
+        print(f"caffe       WRONG: {problem}")
+        return 1
     kernels = choose_kernels()
     if problem := problem_with_caffe():
         print(f"caffe       WRONG: {problem}")
         return 1
     import caffe
 
-    from tools.versions import caffe_blas, caffe_origin
+    from tools.versions import caffe_blas, caffe_flags, caffe_origin
 
     library, kernel, threads = caffe_blas()
     print(f"caffe       {caffe.__version__}, {caffe_origin()}")
     print(f"            {caffe.__file__}")
+    if (flags := caffe_flags()) is not None:
+        print(f"            compiled {' '.join(flags) or 'plain'}")
     print("layers      Python layers: yes; Data (LMDB): " + ("yes" if "Data" in caffe.layer_type_list() else "no"))
     print(f"blas        {library}, {kernel} kernels, {threads} threads")
     if kernels:

@@ -3,8 +3,8 @@
 Runs under the system's Python with the standard library alone (tools/env.sh has installed the system packages).
 Each of the two folders carries a record of what it was made from, written last: a folder without it, or with another
 one, is made again from the beginning, so nothing half built is ever taken for built. Which Caffe it is, when it is not
-the one that is fetched and built, is remembered: a call that names none of --pycaffe, --caffe-src, --gpu, --cuda-arch and
---cudnn goes by the last call that did; one that names any, '' too, forgets the last.
+the one that is fetched and built for this machine's CPU, is remembered: a call that names none of --pycaffe, --caffe-src,
+--gpu, --cuda-arch, --cudnn, --march and --plain goes by the last call that did; one that names any, '' too, forgets the last.
 
     .venv/                  Python packages of requirements.txt; finds pycaffe, python_layers/ and this checkout
     .caffe/caffe/           bin/caffe, lib/, python/ (pycaffe, and caffe_pb2 alone), caffe.json (where it came from)
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # there is no .venv yet that would know this checkout
 
 from data_prep.files import read_record, sha256, written_aside
-from tools import cuda
+from tools import cpu, cuda
 from tools.caffe_edits import apply_edits, edits_for
 from tools.given_caffe import check_source, copy_source, describe_source, find_pycaffe, given_path, identity, link_pycaffe
 
@@ -62,6 +62,11 @@ CMAKE_OPTIONS = (
 )
 
 
+# For the CPU that it runs on. None of it changes a result: no product and sum are fused into one operation, and only
+# errno and the flags of floating-point exceptions, which Caffe does not read, are left out.
+TUNED = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+
+
 class Failure(Exception):
     """What went wrong, in words for the person at the keyboard."""
 
@@ -75,6 +80,8 @@ class Choice:
     gpu: bool = False
     cuda_arch: str = ""
     cudnn: bool = False
+    march: str = ""  # the CPU that it is compiled for, in the compiler's words; "" is this machine's
+    plain: bool = False  # the compiler's defaults, and no edit that is only faster
 
 
 def say(text):
@@ -177,17 +184,22 @@ def choose(given):
     if all(text is None for text in given.values()):
         return Choice(**read_record(CAFFE_HOME / "choice.json"))
     given = {name: (text or "").strip() for name, text in given.items()}
-    for name in ("gpu", "cudnn"):
+    for name in ("gpu", "cudnn", "plain"):
         if given[name] not in ("", "0", "1"):
-            raise Failure(f"{name.upper()}={given[name]}: 1 builds with it; the number of a GPU is for the commands that train and "
-                          "extract, `make env GPU=1` builds for all")  # fmt: skip
+            meaning = {"gpu": "1 builds with CUDA; the number of a GPU is for the commands that train and extract",
+                       "cudnn": "1 builds with it", "plain": "1 builds without what is only faster"}[name]  # fmt: skip
+            raise Failure(f"{name.upper()}={given[name]}: {meaning}")
         given[name] = given[name] == "1"
+    if given["march"] == "native":
+        given["march"] = ""
     given["pycaffe"], given["caffe_src"] = (str(given_path(given[name]) or "") for name in ("pycaffe", "caffe_src"))
     choice = Choice(**given)
     if choice.pycaffe and choice != Choice(pycaffe=choice.pycaffe):
         raise Failure("PYCAFFE= names a Caffe that is built; the other variables are for one that is built here")
     if (choice.cuda_arch or choice.cudnn) and not choice.gpu:
         raise Failure("CUDA_ARCH= and CUDNN= are for a build with CUDA: make env GPU=1 ...")
+    if choice.march and choice.plain:
+        raise Failure("MARCH= and PLAIN=1: a plain build is for any CPU of this kind; one of the two")
     return replace(choice, cuda_arch=",".join(cuda.architectures(choice.cuda_arch))) if choice.gpu else choice
 
 
@@ -221,6 +233,16 @@ def find_cuda(python, cudnn):
     return toolkit, cuda.cudnn_of(toolkit) or from_pypi(python, "cudnn", [cuda.CUDNN[toolkit.major]]) / "nvidia" / "cudnn"
 
 
+def compiled_for(choice):
+    """(the compiler's flags, the instruction sets that it may use with them) of a build."""
+    flags = () if choice.plain else (f"-march={choice.march or 'native'}", *TUNED)
+    compiler = os.environ.get("CXX", "c++")
+    try:
+        return flags, cpu.allowed(compiler, flags)
+    except ValueError as error:
+        raise Failure(f"MARCH={choice.march or 'native'}: {compiler} does not know it: {error}") from None
+
+
 def caffe_record(python):
     """What .caffe/caffe is made from when it is the one that is fetched, and the folder of the numpy headers."""
     numpy_version, numpy_include = subprocess.check_output(
@@ -228,7 +250,6 @@ def caffe_record(python):
     record = {
         "origin": ORIGIN,
         "files": FILES,
-        "edits": edits_record(edits_for()),
         "cmake": list(CMAKE_OPTIONS),
         "numpy": numpy_version,
         "python": sys.version,
@@ -236,10 +257,6 @@ def caffe_record(python):
         "layout": 1,
     }
     return record, numpy_include
-
-
-def edits_record(edits):
-    return {edit.name: [edit.reason, edit.file, edit.old, edit.new] for edit in edits}
 
 
 def check_import(python, caffe, log):
@@ -297,7 +314,8 @@ def use_pycaffe(python, folder):
 def make_caffe(python, choice, mirror):
     """Build Caffe into .caffe/caffe; a folder made from the same files and options is kept."""
     wanted, numpy_include = caffe_record(python)
-    edits, options, toolkit = edits_for(), list(CMAKE_OPTIONS), None
+    flags, instructions = compiled_for(choice)
+    options, toolkit = list(CMAKE_OPTIONS), None
     if choice.caffe_src:
         given = Path(choice.caffe_src)
         check_source(given)
@@ -309,12 +327,16 @@ def make_caffe(python, choice, mirror):
         archs = choice.cuda_arch.split(",")
         options = [option for option in options if option != CPU_ONLY] + cuda.cmake_options(toolkit, archs, cudnn)
         wanted["origin"] += f", CUDA {toolkit.version} for {choice.cuda_arch}{', cuDNN' if cudnn else ''}"
-    if choice.caffe_src or choice.gpu:
-        kinds = {"checkout": choice.caffe_src, "cuda": choice.gpu, "cudnn": choice.cudnn}
-        edits = edits_for(*(kind for kind, is_it in kinds.items() if is_it))
-        wanted |= {"cmake": options, "edits": edits_record(edits), "cuda": toolkit.version if toolkit else None}
-    if read_record(CAFFE / "caffe.json") == wanted:
-        return
+    kinds = {"checkout": choice.caffe_src, "cuda": choice.gpu, "cudnn": choice.cudnn, "tuned": not choice.plain}
+    edits = edits_for(*(kind for kind, is_it in kinds.items() if is_it))
+    wanted |= {"cmake": options, "flags": list(flags), "edits": {edit.name: asdict(edit) for edit in edits},
+               "cuda": toolkit.version if toolkit else None}  # fmt: skip
+    record = read_record(CAFFE / "caffe.json")
+    if {**record, "instructions": instructions} == {**wanted, "instructions": instructions}:
+        if not (missing := cpu.lacking(record["instructions"])):
+            return
+        say(f"the Caffe in .caffe is for a CPU with {', '.join(missing)}, which this one has not; building it again")
+    wanted["instructions"] = instructions
     work, aside = CAFFE_HOME / "work", CAFFE_HOME / "caffe.tmp"
     for folder in (work, aside):
         shutil.rmtree(folder, ignore_errors=True)
@@ -331,7 +353,8 @@ def make_caffe(python, choice, mirror):
     try:
         apply_edits(source, edits, mended_allowed=bool(choice.caffe_src))
     except ValueError as error:
-        raise Failure(str(error)) from None
+        advice = "\nWithout the edits that are only faster: make env PLAIN=1" if choice.caffe_src and not choice.plain else ""
+        raise Failure(f"{error}{advice}") from None
 
     jobs = os.cpu_count() or 1
     minutes = "10" if choice.gpu else "2"
@@ -340,7 +363,7 @@ def make_caffe(python, choice, mirror):
          "-DCMAKE_INSTALL_LIBDIR=lib", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",  # used from where they are copied to
          f"-DPYTHON_EXECUTABLE={python}", f"-DNUMPY_INCLUDE_DIR={numpy_include}",
          # Debian's own numpy headers, where installed, lie in Python's include folder: ours must come first.
-         f"-DCMAKE_CXX_FLAGS=-I{numpy_include}"], log)  # fmt: skip
+         f"-DCMAKE_CXX_FLAGS={' '.join((f'-I{numpy_include}', *flags))}"], log)  # fmt: skip
     run(["cmake", "--build", build, "--target", "caffe", "pycaffe", "caffe.bin", "--", f"-j{jobs}"], log)
 
     for folder in ("bin", "lib"):
@@ -364,6 +387,7 @@ ENV_SH = """\
 # pycaffe and python_layers/. Made by `make env`.
 export PATH="{caffe}/bin:{venv}/bin:$PATH"
 export PYTHONPATH="{root}/python_layers:{caffe}/python${{PYTHONPATH:+:$PYTHONPATH}}"
+"{venv}/bin/python" "{root}/tools/cpu.py" # says so where this CPU is not one that Caffe was built for
 # Better BLAS kernels, where OpenBLAS does not know this CPU (tools/blas.py).
 if [ -z "${{OPENBLAS_CORETYPE:-}}" ]; then
   OPENBLAS_CORETYPE=$("{venv}/bin/python" "{root}/tools/blas.py")
@@ -381,6 +405,8 @@ def main():
     parser.add_argument("--gpu", metavar="1", help="build with CUDA")
     parser.add_argument("--cuda-arch", metavar="90", help="for these GPUs; commas between (default those that are here)")
     parser.add_argument("--cudnn", metavar="1", help="with cuDNN too")
+    parser.add_argument("--march", metavar="native", help="for this CPU, as the compiler calls it (default native, this machine's)")
+    parser.add_argument("--plain", metavar="1", help="with the compiler's defaults, and without the edits that are only faster")
     arguments = parser.parse_args()
     CAFFE_HOME.mkdir(exist_ok=True)
     with open(CAFFE_HOME / "lock", "w") as lock:

@@ -1,7 +1,7 @@
 #!/bin/bash
 # make env, first half: the system packages that Caffe is built with. The second half is tools/env.py.
 #
-#   tools/env.sh [--mirror URL] [--quiet] [--pycaffe DIR] [--caffe-src DIR] [--gpu 1] [--cuda-arch 90] [--cudnn 1]
+#   tools/env.sh [--mirror URL] [--quiet] [--pycaffe DIR] [--caffe-src DIR] [--gpu 1] [--cuda-arch 90] [--cudnn 1] [--march native] [--plain 1]
 #
 # Only missing packages are installed, through sudo when not root; apt's configuration is left alone.
 set -euo pipefail
@@ -15,7 +15,7 @@ for ((i = 0; i < $#; i++)); do
   case "${arguments[i]}" in
     --pycaffe) given=1 pycaffe="${arguments[i + 1]-}" ;;
     --caffe-src) given=1 source="${arguments[i + 1]-}" ;;
-    --gpu | --cuda-arch | --cudnn) given=1 ;;
+    --gpu | --cuda-arch | --cudnn | --march | --plain) given=1 ;;
   esac
 done
 if [ -z "$given" ] && [ -e .caffe/choice.json ]; then

@@ -1,11 +1,12 @@
 """What a run or a bug report needs to know of this machine's software."""
 
-import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
 
 from threadpoolctl import threadpool_info
+
+from data_prep.files import read_record
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "lmdb", "protobuf", "pillow", "faiss-cpu", "opencv-python-headless", "matplotlib")
 
@@ -20,12 +21,23 @@ def caffe_blas():
     return "unknown", None, None
 
 
+def caffe_record():
+    """What the build of the Caffe that `import caffe` finds wrote down, or {}."""
+    import caffe
+
+    return read_record(Path(caffe.__file__).resolve().parents[2] / "caffe.json")
+
+
 def caffe_origin():
     """Where the Caffe that `import caffe` finds came from: the build's own record, or its folder."""
     import caffe
 
-    record = Path(caffe.__file__).resolve().parents[2] / "caffe.json"
-    return json.loads(record.read_text())["origin"] if record.exists() else str(Path(caffe.__file__).parent)
+    return caffe_record().get("origin") or str(Path(caffe.__file__).parent)
+
+
+def caffe_flags():
+    """The compiler's flags for the CPU, [] for a plain build; None where the Caffe was built elsewhere."""
+    return caffe_record().get("flags")
 
 
 def versions():
