@@ -98,7 +98,7 @@ test-gpu-build: env ## a build with CUDA in a scratch folder: it links, imports 
 	@CUDA_ARCH=$(CUDA_ARCH) CUDNN=$(CUDNN) SCRATCH=$(SCRATCH) $(PYTHON) -m pytest -q -rs tests/check_gpu_build.py
 
 test-layers: env ## BVLC's own tests of Caffe's layers, and weights equal to the bit between a plain build and faster ones [SCRATCH=folder]
-	@SCRATCH=$(SCRATCH) $(PYTHON) -m pytest -q -rs tests/check_layers.py
+	@SCRATCH=$(SCRATCH) $(PYTHON) -m pytest -q -s -rs tests/check_layers.py
 
 lint: env ## ruff, mending what it can
 	@$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .

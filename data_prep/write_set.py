@@ -47,17 +47,16 @@ class LmdbWriter:
     """Writes an LMDB of raw Datums, key %08d by an image's place in its list, in whatever order the images come."""
 
     def __init__(self, path, count, size):
-        self.environment = lmdb.open(str(path), map_size=2 * lmdb_bytes(count, size) + (64 << 20))
+        # written_aside brings the whole folder to the disk before it gets its name: not each transaction
+        self.environment = lmdb.open(str(path), map_size=2 * lmdb_bytes(count, size) + (64 << 20), sync=False)
         self.transaction = self.environment.begin(write=True)
-        self.total = np.zeros((3, size, size), np.int64)
+        self.total = np.zeros((3, size, size), np.uint32)  # holds 16 million images
         self.digests = {}  # place -> SHA-256 of the pixels
 
-    def put(self, place, image, label):
-        channels, height, width = image.shape
-        datum = Datum(channels=channels, height=height, width=width, data=image.tobytes(), label=label)
-        self.transaction.put(b"%08d" % place, datum.SerializeToString())
+    def put(self, place, image, label, digest=None):
+        self.transaction.put(b"%08d" % place, raw_datum(image, label))
         self.total += image
-        self.digests[place] = hashlib.sha256(image).digest()
+        self.digests[place] = digest or hashlib.sha256(image).digest()
         if len(self.digests) % COMMIT_EVERY == 0:
             self.transaction.commit()
             self.transaction = self.environment.begin(write=True)
@@ -65,6 +64,22 @@ class LmdbWriter:
     def close(self):
         self.transaction.commit()
         self.environment.close()
+
+
+def raw_datum(image, label):
+    """The bytes of a Datum of an image, uint8 (channels, height, width).
+
+    Messages one behind the other are one message, so the pixels go in between as they are: through a Datum they would be
+    copied several times.
+    """
+    channels, height, width = image.shape
+    pixels = image.tobytes()
+    length = bytes([0x22])  # field 4, bytes
+    rest = len(pixels)
+    while rest >= 0x80:
+        length, rest = length + bytes([rest & 0x7F | 0x80]), rest >> 7
+    shape = Datum(channels=channels, height=height, width=width).SerializeToString()
+    return b"".join((shape, length + bytes([rest]), pixels, Datum(label=label).SerializeToString()))
 
 
 @contextlib.contextmanager
@@ -103,12 +118,12 @@ def write_set(out, entries, images, load, size, record, mean=None, skip_unreadab
         writers = {part: LmdbWriter(stack.enter_context(written_aside(out / f"{part}.lmdb")), len(entries[part]), size)
                    for part in PARTS}  # fmt: skip
         unreadable = {}
-        for path, image in tqdm(_decoded(images, place_of, load), out.name, count, unit="image", mininterval=0.5):
+        for path, image, digest in tqdm(_decoded(images, place_of, load), out.name, count, unit="image", mininterval=0.5):
             part, place = place_of.pop(path)
             if isinstance(image, Exception):
                 unreadable[part, place] = f"{path}: {image}"
             else:
-                writers[part].put(place, image, entries[part][place].label)
+                writers[part].put(place, image, entries[part][place].label, digest)
         if place_of and not skip_unreadable:
             first = next(iter(place_of))
             raise ValueError(f"{len(place_of):,} of {count:,} images are listed and not there, the first: {first}. "
@@ -151,13 +166,17 @@ def finish(out, record):
 
 
 def _decoded(images, wanted, load):
-    """(path, image or error) in the order of `images`, decoded by all cores (Pillow decodes without Python's lock), a few ahead."""
+    """(path, image or error, its SHA-256 or None) in the order of `images`, a few ahead.
+
+    Decoded by all cores: Pillow decodes, and hashlib adds up, without Python's lock.
+    """
 
     def attempt(content):
         try:
-            return load(content)
+            image = load(content)
+            return image, hashlib.sha256(image).digest()
         except (OSError, ValueError) as error:
-            return error
+            return error, None
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
@@ -166,11 +185,11 @@ def _decoded(images, wanted, load):
             if path not in wanted:
                 continue
             waiting.append((path, pool.submit(attempt, content)))
-            if len(waiting) > 2 * workers:
+            if len(waiting) > 4 * workers:
                 path, image = waiting.popleft()
-                yield path, image.result()
+                yield path, *image.result()
         for path, image in waiting:
-            yield path, image.result()
+            yield path, *image.result()
 
 
 def mean_bytes(mean):

@@ -30,6 +30,7 @@ KERNELS = choose_kernels()  # before Caffe is imported
 import caffe
 import numpy as np
 from caffe_pb2 import NetParameter
+from dummy_net import GOOGLENET, on_dummy_data
 from google.protobuf import text_format
 from PIL import Image
 from test_lifted_structured_loss import literal
@@ -158,36 +159,92 @@ def bench_data_layer(table, home):
 def bench_iteration(table, home, batches):
     """Forward and backward of GoogLeNet, from the committed net."""
     for batch in batches:
-        ours = read_text("prototxt/cub/lifted_64/train_val.prototxt", NetParameter())
-        theirs = NetParameter()
-        theirs.CopyFrom(ours)
+        ours, theirs = read_text(GOOGLENET, NetParameter()), on_dummy_data(batch)
         data = next(layer for layer in ours.layer if layer.python_param.layer == "PairBatchData")
         data.python_param.param_str = pair_batches(home / "256", 227, batch)
-        for layer in theirs.layer:
-            if layer.type == "Python":
-                shape = f"shape {{ dim: {batch} dim: 3 dim: 227 dim: 227 }} shape {{ dim: {batch} }}"
-                dummy = f'name: "{layer.name}" type: "DummyData" top: "data" top: "label" dummy_data_param {{ {shape} }}'
-                if layer.name != data.name:
-                    dummy = f'name: "{layer.name}" type: "EuclideanLoss" bottom: "fc_embedding" bottom: "wanted" top: "loss"'
-                layer.Clear()
-                text_format.Parse(dummy, layer)
-        text_format.Parse(f"""layer {{ name: "wanted" type: "DummyData" top: "wanted" dummy_data_param {{
-            shape {{ dim: {batch} dim: 64 }} }} }}""", theirs)  # fmt: skip
-        # The target is needed before the loss.
-        layers = sorted(theirs.layer, key=lambda layer: layer.type != "DummyData")
-        del theirs.layer[:]
-        theirs.layer.extend(layers)
         nets = [load(net) for net in (ours, theirs)]
         for net in nets:
             net.forward()
-        found = [[], []]
+        nets[1].blobs["data"].data[...] = nets[0].blobs["data"].data  # which its layer, of a constant, leaves as they are
+        works = [lambda net=net: seconds_of_one(net) for net in nets]
+        peers = {"the same without our layers": works[1]}
+        for name, layout in (("PyTorch", None), ("PyTorch, channels last", "channels_last")):
+            if work := torch_iteration(nets[1], theirs, layout):
+                peers[name] = work
+        found = {name: [] for name in ("ours", *peers)}
         for _ in range(3):
-            for net, its in zip(nets, found):
-                its.append(seconds_of_one(net))
-        mine, other = map(statistics.median, found)
+            for name, work in {"ours": works[0], **peers}.items():
+                found[name].append(work())
+        medians = {name: statistics.median(times) for name, times in found.items()}
+        mine = medians.pop("ours")
+        for name, other in medians.items():
+            ratio = mine / other if "our layers" in name else other / mine
+            table.add("GoogLeNet, an iteration", f"batch {batch}, {batch / mine:.3g} images/s", mine, name, other, ratio=ratio)
         wait = seconds(lambda net=nets[0]: net._forward(0, 0), 5)
-        table.add("GoogLeNet, an iteration", f"batch {batch}", mine, "the same without our layers", other, ratio=mine / other)
         table.add("of it, waiting for data", f"batch {batch}", wait, "the iteration", mine, ratio=wait / mine)
+
+
+def torch_iteration(net, message, layout):
+    """A call that returns the seconds of an iteration of the same net, with its weights, in PyTorch, or None where that is not.
+
+    Raises ValueError where what it computes is not what Caffe does.
+    """
+    try:
+        import torch
+    except ImportError:
+        return None
+    from torch.nn import functional
+
+    layout = getattr(torch, layout or "contiguous_format")
+    weights = {name: [torch.tensor(blob.data) for blob in blobs] for name, blobs in net.params.items()}
+    weights = {name: [weight.to(memory_format=layout) if weight.ndim == 4 else weight for weight in blobs]
+               for name, blobs in weights.items()}  # fmt: skip
+    for blobs in weights.values():
+        for weight in blobs:
+            weight.requires_grad_()
+    data = torch.tensor(net.blobs["data"].data).to(memory_format=layout)
+
+    def convolution(p, x, w, b):
+        return functional.conv2d(x, w, b, stride=p.stride[0] if p.stride else 1, padding=p.pad[0] if p.pad else 0)
+
+    def pooling(p, x):
+        if p.pool == p.AVE:
+            return functional.avg_pool2d(x, p.kernel_size, p.stride)
+        return functional.max_pool2d(x, p.kernel_size, p.stride, p.pad, ceil_mode=True)
+
+    def run_layer(layer, tops):
+        inputs, parameters = [tops[name] for name in layer.bottom], weights.get(layer.name, [])
+        if layer.type == "Convolution":
+            return convolution(layer.convolution_param, *inputs, *parameters)
+        if layer.type == "Pooling":
+            return pooling(layer.pooling_param, *inputs)
+        if layer.type == "LRN":
+            p = layer.lrn_param
+            return functional.local_response_norm(*inputs, p.local_size, p.alpha, p.beta, p.k)
+        if layer.type == "InnerProduct":
+            return functional.linear(inputs[0].flatten(1), *parameters)
+        return {"ReLU": functional.relu_, "Concat": lambda *x: torch.cat(x, 1), "Dropout": lambda x: x}[layer.type](*inputs)
+
+    def forward():
+        tops = {"data": data}
+        for layer in message.layer:
+            if layer.type not in ("DummyData", "EuclideanLoss"):
+                tops[layer.top[0]] = run_layer(layer, tops)
+        return tops
+
+    def work():
+        start = time.perf_counter()
+        forward()["fc_embedding"].square().sum().backward()
+        return time.perf_counter() - start
+
+    net.forward()
+    last = "inception_5b/output"  # before what drops out at random
+    expected = net.blobs[last].data
+    with torch.no_grad():
+        found = forward()[last].numpy()
+    if np.abs(found - expected).max() > 1e-3 * np.abs(expected).max():
+        raise ValueError("PyTorch's net is not that of Caffe")
+    return work
 
 
 def seconds_of_one(net):

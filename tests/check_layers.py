@@ -19,7 +19,10 @@ from tools.caffe_edits import apply_edits, edits_for
 from tools.cpu import lacking
 
 # BVLC's test files of the layers that the nets here are made of, and of all that pools.
-FILES = ["pooling_layer", "stochastic_pooling", "spp_layer", "maxpool_dropout_layers", "lrn_layer", "neuron_layer", "convolution_layer", "im2col_layer", "concat_layer", "split_layer", "inner_product_layer", "power_layer"]  # fmt: skip
+FILES = (
+    "pooling_layer,stochastic_pooling,spp_layer,maxpool_dropout_layers,lrn_layer,neuron_layer,convolution_layer,im2col_layer,"
+    "concat_layer,split_layer,inner_product_layer,power_layer"
+)
 SOLVER = """
 net: "{net}" base_lr: 0.0001 lr_policy: "fixed" momentum: 0.9 weight_decay: 0.0002 max_iter: 3 random_seed: 1 solver_mode: CPU
 snapshot_prefix: "{out}" snapshot: 0
@@ -55,11 +58,11 @@ def build(home, name, choice, target, edited=True, options=()):
 
 
 def weights(home, name, choice, edited=True):
-    """What three iterations of GoogLeNet end with: the bytes of the weights and of the solver's state."""
+    """The weights that three iterations of GoogLeNet end with, as bytes."""
     built = build(home, name, choice, "caffe.bin", edited)
-    (home / f"{name}.prototxt").write_text(SOLVER.format(net=home / "net.prototxt", out=home / name))
-    env.run([built / "tools/caffe", "train", "-solver", home / f"{name}.prototxt"], home / f"{name}_train.log")
-    return (home / f"{name}_iter_3.caffemodel").read_bytes()
+    (home / f"{name}/solver.prototxt").write_text(SOLVER.format(net=home / "net.prototxt", out=home / f"{name}/end"))
+    env.run([built / "tools/caffe", "train", "-solver", home / f"{name}/solver.prototxt"], home / f"{name}.log")
+    return (home / f"{name}/end_iter_3.caffemodel").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +71,13 @@ def plain(home):
 
 
 def test_bvlcs_layer_tests_pass(home):
-    built = build(home, "native", NATIVE, "test.testbin", options=[f"-DBUILD_only_tests={','.join(FILES)}"])
+    built = build(home, "native", NATIVE, "test.testbin", options=[f"-DBUILD_only_tests={FILES}"])
     done = subprocess.run([built / "test/test.testbin", "--gtest_filter=-*GPU*"], cwd=home / "native/source", text=True,
                           capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     (passed,) = re.findall(r"PASSED  \] (\d+) tests", done.stdout)
     assert int(passed) > 200 and re.search(r"PoolingLayerTest/0\.TestForwardMaxTopMask", done.stdout)
-    print(f"{passed} of BVLC's tests passed")
+    print(f"\n{passed} of BVLC's tests passed")
 
 
 def test_as_make_env_builds_it_the_weights_are_those_of_a_plain_build(home, plain):

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from caffe_pb2 import Datum
 from conftest import ROOT, build_set, draw_images, start, tool
 from PIL import Image, ImageOps
 
@@ -23,10 +24,20 @@ from data_prep.files import locked, require_space, require_writable, written_asi
 from data_prep.folder import read_folder
 from data_prep.image import load_image
 from data_prep.imagenet import MEAN_SHA1
+from data_prep.write_set import raw_datum
 from pair_batch import ImageDatabase, read_mean
 from tools import compare, evaluate, export_onnx, extract, figures, gradient_figure, plots, report, tsne_map
 from tools.features import save_features
 from tools.search import search
+
+
+@pytest.mark.parametrize("shape", [(3, 256, 256), (3, 64, 64), (1, 1, 127), (1, 1, 128), (3, 1, 5461), (1, 2, 8192), (1, 1, 1)])
+def test_a_datum_is_what_protobuf_makes_of_it(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for label in (0, 1, 300, 1 << 23):
+        channels, height, width = shape
+        datum = Datum(channels=channels, height=height, width=width, data=image.tobytes(), label=label)
+        assert raw_datum(image, label) == datum.SerializeToString()
 
 
 def test_every_image_once_readable_with_its_label(small_set):

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT, stock_caffe, tool, write_solver
 
-from tools import cuda, env
+from tools import cpu, cuda, env
 from tools.caffe_edits import EDITS, Edit, apply_edits, edits_for
 from tools.device import loaded
 from tools.env import Choice, Failure, choose
@@ -45,8 +45,8 @@ def test_edits_that_others_have_made_already(tmp_path):
 def test_every_edit_has_a_reason():
     assert EDITS and all(edit.name and edit.reason and edit.new not in edit.old for edit in EDITS)
     assert len({edit.name for edit in EDITS}) == len(EDITS)
-    assert {edit.only for edit in EDITS} == {"", "cuda", "cudnn", "checkout"}
-    assert set(edits_for()) < set(edits_for("cuda")) < set(edits_for("cuda", "cudnn"))
+    assert {edit.only for edit in EDITS} == {"", "cuda", "cudnn", "checkout", "tuned"}
+    assert set(edits_for()) < set(edits_for("cuda")) < set(edits_for("cuda", "cudnn")) < set(edits_for("cuda", "cudnn", "tuned"))
 
 
 @pytest.mark.skipif(not (ROOT / ".caffe/downloads").is_dir(), reason="the Caffe source package was not fetched")
@@ -132,7 +132,7 @@ def test_readme_names_every_make_target():
 
 # --- which Caffe: a pycaffe or a checkout that is there, a build with CUDA -----------------------------------------------
 
-NOTHING = {"pycaffe": None, "caffe_src": None, "gpu": None, "cuda_arch": None, "cudnn": None}
+NOTHING = dict.fromkeys(("pycaffe", "caffe_src", "gpu", "cuda_arch", "cudnn", "march", "plain"))
 
 
 def test_the_choice_is_remembered_until_another_is_made(tmp_path, monkeypatch):
@@ -142,13 +142,16 @@ def test_the_choice_is_remembered_until_another_is_made(tmp_path, monkeypatch):
     assert choose(NOTHING) == Choice(pycaffe="/there")
     assert choose({**NOTHING, "pycaffe": ""}) == choose({**NOTHING, "gpu": ""}) == choose({**NOTHING, "gpu": "0"}) == Choice()
     assert choose({**NOTHING, "gpu": "1", "cuda_arch": "9.0,80"}) == Choice(gpu=True, cuda_arch="80,90")
+    assert choose({**NOTHING, "march": "native"}) == Choice() and choose({**NOTHING, "plain": "1"}) == Choice(plain=True)
     assert choose({**NOTHING, "caffe_src": "there"}) == Choice(caffe_src=os.path.abspath("there"))
 
 
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"gpu": "2", "cuda_arch": "90"}, "GPU=2: 1 builds with it; the number of a GPU is for the commands"),
+        ({"gpu": "2", "cuda_arch": "90"}, "GPU=2: 1 builds with CUDA; the number of a GPU is for the commands"),
+        ({"march": "x86-64-v3", "plain": "1"}, "a plain build is for any CPU of this kind"),
+        ({"plain": "yes"}, "PLAIN=yes: 1 builds without what is only faster"),
         ({"cudnn": "1"}, "are for a build with CUDA: make env GPU=1"),
         ({"pycaffe": "x", "gpu": "1"}, "PYCAFFE= names a Caffe that is built"),
     ],
@@ -156,6 +159,35 @@ def test_the_choice_is_remembered_until_another_is_made(tmp_path, monkeypatch):
 def test_choices_that_contradict_themselves(given, message):
     with pytest.raises(Failure, match=message):
         choose({**NOTHING, **given})
+
+
+# --- which CPU it is compiled for ------------------------------------------------------------------------------------------
+
+
+def test_what_a_build_is_compiled_with():
+    flags, instructions = env.compiled_for(Choice(march="x86-64-v3"))
+    assert flags[0] == "-march=x86-64-v3" and {"avx2", "fma", "bmi1", "abm", "sse42", "pni"} <= set(instructions)
+    assert env.compiled_for(Choice())[0][0] == "-march=native" and not cpu.lacking(env.compiled_for(Choice())[1])
+    flags, instructions = env.compiled_for(Choice(plain=True))
+    assert flags == () and "sse2" in instructions and "avx" not in instructions
+    with pytest.raises(Failure, match="MARCH=pentium9: .* does not know it"):
+        env.compiled_for(Choice(march="pentium9"))
+
+
+def test_a_build_for_another_cpu_is_named_before_it_ends_the_process(tmp_path, monkeypatch):
+    record, cpuinfo = tmp_path / "caffe.json", tmp_path / "cpuinfo"
+    record.write_text(json.dumps({"instructions": ["avx512f", "avx512vpopcntdq", "sse41"]}))
+    cpuinfo.write_text("flags\t\t: fpu sse4_1 avx512f avx512_vpopcntdq\n")
+    assert cpu.problem(record, cpuinfo) is None
+    cpuinfo.write_text("flags\t\t: fpu sse4_1 avx2\n")
+    said = cpu.problem(record, cpuinfo)
+    assert said.startswith("Caffe was compiled for a CPU with avx512f, avx512vpopcntdq, which this one has not")
+    assert "make env MARCH=x86-64-v3" in said
+    assert cpu.problem(tmp_path / "none", cpuinfo) is None  # a Caffe from elsewhere
+    assert cpu.problem(record, tmp_path / "none") is None  # a system that says nothing of its CPU
+    monkeypatch.setattr(cpu, "problem", lambda: said)
+    with pytest.raises(SystemExit, match="avx512f"):
+        cpu.refuse_another_cpu()
 
 
 def test_architectures(monkeypatch):

@@ -38,8 +38,10 @@ def lacking(needed, cpuinfo=Path("/proc/cpuinfo")):
 def problem(record=RECORD, cpuinfo=Path("/proc/cpuinfo")):
     """In words, that the Caffe that was built here is for another CPU; or None."""
     if missing := lacking(read_record(record).get("instructions", []), cpuinfo):
-        return (f"Caffe was compiled for a CPU with {', '.join(missing)}, which this one has not. `make env` builds it for this one; "
-                "for all machines that share this folder: make env MARCH=x86-64-v3 (CPUs since 2013), or MARCH=x86-64 (any)")  # fmt: skip
+        return (
+            f"Caffe was compiled for a CPU with {', '.join(missing)}, which this one has not. `make env` builds it for this "
+            "one; for all the machines that share this folder: make env MARCH=x86-64-v3 (CPUs since 2013), or MARCH=x86-64"
+        )
     return None
 
 
