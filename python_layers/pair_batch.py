@@ -71,20 +71,22 @@ class ImageDatabase:
 
     def read(self, index):
         """(image (channels, height, width) uint8, label) of the index-th key; UnreadableBatch names the database and the key."""
-        where = f"{self.path}: key {self.keys[index].decode(errors='replace')!r}"
         try:
             datum = Datum.FromString(self.record(index))  # a message that is parsed into again keeps what it held before
         except (DecodeError, lmdb.Error) as error:
-            raise UnreadableBatch(f"{where} holds no Datum of Caffe ({error})") from None
-        shape = (datum.channels, datum.height, datum.width)
-        if datum.encoded or min(shape) < 1 or len(datum.data) != math.prod(shape):
-            raise UnreadableBatch(f"{where} is not a raw image of uint8 (channels, height, width = {shape}, "
-                                  f"{len(datum.data)} bytes, encoded {datum.encoded})")  # fmt: skip
+            raise self._unreadable(index, f"holds no Datum of Caffe ({error})") from None
+        data, shape = datum.data, (datum.channels, datum.height, datum.width)
+        if datum.encoded or min(shape) < 1 or len(data) != math.prod(shape):
+            raise self._unreadable(index, f"is not a raw image of uint8 (channels, height, width = {shape}, {len(data)} bytes, "
+                                   f"encoded {datum.encoded})")  # fmt: skip
         if self.image_shape not in (None, shape):
-            raise UnreadableBatch(f"{where} is an image of {shape}, the others of {self.image_shape}")
+            raise self._unreadable(index, f"is an image of {shape}, the others of {self.image_shape}")
         if not datum.HasField("label") or not 0 <= datum.label < LABELS:
-            raise UnreadableBatch(f"{where} has no label in 0..{LABELS - 1:,}")
-        return np.frombuffer(datum.data, np.uint8).reshape(shape), datum.label
+            raise self._unreadable(index, f"has no label in 0..{LABELS - 1:,}")
+        return np.frombuffer(data, np.uint8).reshape(shape), datum.label
+
+    def _unreadable(self, index, what):
+        return UnreadableBatch(f"{self.path}: key {self.keys[index].decode(errors='replace')!r} {what}")
 
 
 def read_mean(path):

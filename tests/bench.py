@@ -144,7 +144,7 @@ def bench_data_layer(table, home):
     """On one core: Caffe's own layer has a thread of its own."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    for size, crop in ((64, 56), (256, 227)):
+    for size, crop in ((64, 56), (128, 112), (256, 227)):
         ours = load(f"""layer {{ name: "data" type: "Python" top: "data" top: "label" python_param {{
             module: "pair_batch_data_layer" layer: "PairBatchData"
             param_str: '{pair_batches(home / str(size), crop, 128)}' }} }}""")
@@ -300,7 +300,7 @@ def main():
     batches = [int(batch) for batch in arguments.batches.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         home, table = Path(folder), Table()
-        for size in (64, 256):
+        for size in (64, 128, 256):
             make_data(home / str(size), 512, size, {128, *batches})
         bench_loss(table)
         bench_data_layer(table, home)
