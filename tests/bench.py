@@ -69,11 +69,13 @@ class Table:
         print("| what | size | here | peer | peer's | ratio |\n|---|---|---:|---|---:|---:|", flush=True)
 
     def add(self, what, size, ours, peer, theirs, unit="s", ratio=None):
-        """`ratio`: how many times as fast as the peer, unless another is given."""
-        ratio = ratio or (theirs / ours if unit == "s" else ours / theirs)
+        """Shown is how many times as fast as the peer it is, or `ratio` where that is given: a share of the peer's."""
+        faster = theirs / ours if unit == "s" else ours / theirs
+        shown_ratio = f"{ratio:.3g} of it" if ratio else f"{faster:.3g} times as fast"
+        ratio = ratio or faster
         self.rows.append({"what": what, "size": size, "here": ours, "peer": peer, "peers": theirs, "unit": unit, "ratio": ratio})
         shown = [f"{1000 * value:,.3g} ms" if unit == "s" else f"{value:,.3g} {unit}" for value in (ours, theirs)]
-        print(f"| {what} | {size} | {shown[0]} | {peer} | {shown[1]} | {ratio:.3g} |", flush=True)
+        print(f"| {what} | {size} | {shown[0]} | {peer} | {shown[1]} | {shown_ratio} |", flush=True)
 
 
 def metric_learning_loss(x, y):
@@ -178,8 +180,8 @@ def bench_iteration(table, home, batches):
         medians = {name: statistics.median(times) for name, times in found.items()}
         mine = medians.pop("ours")
         for name, other in medians.items():
-            ratio = mine / other if "our layers" in name else other / mine
-            table.add("GoogLeNet, an iteration", f"batch {batch}, {batch / mine:.3g} images/s", mine, name, other, ratio=ratio)
+            size = f"batch {batch}, {batch / mine:.3g} images/s"
+            table.add("GoogLeNet, an iteration", size, mine, name, other, ratio=mine / other if "our layers" in name else None)
         wait = seconds(lambda net=nets[0]: net._forward(0, 0), 5)
         table.add("of it, waiting for data", f"batch {batch}", wait, "the iteration", mine, ratio=wait / mine)
 
