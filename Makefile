@@ -291,7 +291,7 @@ figures: env ## the paper's figure 4, from this project's losses: runs/figures/g
 	@$(PYTHON) tools/gradient_figure.py --out runs/figures/gradients.png
 
 bench: env ## speed of the loss, the data layer, the LMDBs and an iteration of GoogLeNet, as ratios against their peers
-	@PYTHONPATH=.:tests $(PYTHON) tests/bench.py --out runs/bench.json
+	@PYTHONPATH=.:tests:$$PYTHONPATH $(PYTHON) tests/bench.py --out runs/bench.json
 
 bench-eval: env ## speed of retrieval and affinity propagation, as ratios against their peers
 	@$(PYTHON) tools/bench_eval.py --out runs/bench_eval.json
