@@ -135,7 +135,7 @@ def test_a_disk_that_fails(kind, name, jobs, tmp_path):
         status, said = job.run(home, kind=kind, at=number)
         assert "Traceback" not in said, (calls[number - 1], said[-3000:])
         # Caffe reads again what was checked before, and aborts where that fails; it names the file.
-        assert said.count("Check failed") == said.count("Failed to parse"), (calls[number - 1], said[-3000:])
+        assert said.count("*** Check failure") == said.count("Failed to parse"), (calls[number - 1], said[-3000:])
         assert status >= 0, (calls[number - 1], said[-3000:])
         assert status or kind == "fail-read", (calls[number - 1], said[-3000:])  # a read may be one that is tried again
         job.finish(home)

@@ -591,6 +591,19 @@ cp {tmp_path}/disk/run/model.caffemodel {tmp_path}/full.caffemodel
     assert_equal_weights(tmp_path / "full.caffemodel", tmp_path / "run/model.caffemodel")
 
 
+def test_a_snapshot_that_caffe_cannot_write(tmp_path, small_set):
+    """As on a disk that fails where there was room: here no file may be longer. Caffe aborts; the training ends in words."""
+    solver = write_solver(tmp_path, small_set, iterations=40, snapshot=20)
+    run = tmp_path / "limited"
+    command = f"ulimit -f 20; exec {sys.executable} tools/train.py --solver {solver} --run {run}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 74 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"train: .*/limited/.writing: Caffe cannot write a snapshot there .Check failed: proto.SerializeToOstream",
+                     done.stderr) and "stack trace" not in done.stderr, done.stderr  # fmt: skip
+    assert not list(run.glob("snapshot*")) and train(solver, run).returncode == train(solver, tmp_path / "run").returncode == 0
+    assert_equal_weights(run / "model.caffemodel", tmp_path / "run/model.caffemodel")
+
+
 def test_weights_that_are_not_finite_are_never_saved(caffe, small_set, tmp_path):
     from tools import train as module
 

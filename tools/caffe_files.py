@@ -41,30 +41,40 @@ def load_modules(net, path):
             raise ValueError(f"{path}: layer {layer.name!r} wants {given.layer!r}, which the module {given.module!r} has not")
 
 
-def constructed(make, path):
-    """make(), which lets Caffe construct the net or solver of the prototxt at `path`.
+def in_copy(work):
+    """Call work() in a copy of this process, which Caffe may end: (whether there was a copy, what Caffe said where it ended it).
 
-    A copy of this process tries it first: where Caffe aborts, that ends, and here is a ValueError with what Caffe said. Not
-    with CUDA, which a copy of a process cannot use: there it is Caffe that ends this one.
+    There is none with CUDA, which a copy of a process cannot use, nor where memory has no room for one.
     """
-    if loaded("libcudart"):
-        return make()
     reading, writing = os.pipe()
-    child = os.fork()
+    try:
+        child = None if loaded("libcudart") else os.fork()
+    except OSError:
+        child = None
     if child == 0:
         os.dup2(writing, 2)
         os.close(reading)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with contextlib.suppress(BaseException):  # a Python error comes again below
-            make()
+        with contextlib.suppress(BaseException):
+            work()
         os._exit(0)
     os.close(writing)
     with open(reading, errors="replace") as stream:
+        if child is None:
+            return False, None
         said = stream.read()
-    if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-        why = re.search(r"^F\d.*?\] *(.+)$", said, re.MULTILINE)
-        raise ValueError(f"{path}: Caffe refuses it: {why[1] if why else said.strip()[-300:]}")
-    return make()
+    if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+        return True, None
+    why = re.search(r"^F\d.*?\] *(.+)$", said, re.MULTILINE)
+    return True, why[1] if why else f"it was ended by a signal {said.strip()[-300:]}"
+
+
+def constructed(make, path):
+    """make(), which lets Caffe construct the net or solver of the prototxt at `path`; ValueError with what Caffe has against it."""
+    _, refused = in_copy(make)
+    if refused:
+        raise ValueError(f"{path}: Caffe refuses it: {refused}")
+    return make()  # also where it failed in Python: the error comes again
 
 
 def read_text(path, message):

@@ -44,12 +44,12 @@ from google.protobuf import text_format
 from tqdm import tqdm
 
 from data_prep.batch_plan import kind_of, plan_file
-from data_prep.files import locked, read_record, read_rows, require_space, sha256, user_path, written_aside
+from data_prep.files import DiskFull, locked, read_record, read_rows, require_space, sha256, user_path, written_aside
 from data_prep.imagenet import known_weights
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
-from tools.caffe_files import check_solver, check_state, constructed, load_modules, load_weights, read_binary, read_text
+from tools.caffe_files import check_solver, check_state, constructed, in_copy, load_modules, load_weights, read_binary, read_text
 from tools.device import use_device
 from tools.runs import read_run
 from tools.versions import versions
@@ -179,8 +179,8 @@ class Snapshots:
     def save(self):
         """Save at the current iteration; ValueError instead when a weight is not finite, DiskFull when there is no room.
 
-        Caffe would abort the process on a full disk, so the room is looked at first: for the weights, the solver's state,
-        which is as large, and what is written aside.
+        Caffe aborts the process where it cannot write, so the room is looked at first, for the weights, the solver's state,
+        which is as large, and what is written aside; and a copy of the process writes.
         """
         for name, blobs in self.solver.net.params.items():
             if not all(np.isfinite(blob.data).all() for blob in blobs):
@@ -189,7 +189,12 @@ class Snapshots:
         size = sum(blob.data.nbytes for blobs in self.solver.net.params.values() for blob in blobs)
         require_space(self.run, 3 * size + (1 << 20), "The snapshots before are kept; make room, and the same command goes on.")
         self.folder.mkdir()
-        self.solver.snapshot()
+        written, refused = in_copy(self.solver.snapshot)
+        if refused:
+            raise DiskFull(f"{self.folder}: Caffe cannot write a snapshot there ({refused}): the disk is full, or fails. Those "
+                           "before are kept; make room, and the same command goes on")  # fmt: skip
+        if not written:
+            self.solver.snapshot()
         name = f"snapshot_iter_{self.solver.iter}"
         weights, state = self.run / f"{name}.caffemodel", self.run / f"{name}.solverstate"
         message = read_binary(self.folder / f"{name}.solverstate", SolverState())
