@@ -42,7 +42,7 @@ def write_paired(source, plan, target):
     with (
         disk_errors(target.parent),
         written_aside(target) as aside,
-        lmdb.open(str(aside), map_size=2 * needed + (64 << 20)) as environment,
+        lmdb.open(str(aside), map_size=2 * needed + (64 << 20), sync=False) as environment,  # written_aside does
         tqdm(total=order.size, desc=target.name, unit="image", mininterval=0.5) as bar,
     ):
         for start in range(0, order.size, COMMIT_EVERY):

@@ -5,6 +5,7 @@ build_set.py does it for a folder, paper_sets.py for the paper's sets.
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import numpy as np
 from caffe_pb2 import BlobProto, Datum
 from tqdm import tqdm
 
-from data_prep.files import read_record, remove, remove_partials, require_space, written_aside
+from data_prep.files import DiskFull, read_record, remove, remove_partials, require_space, written_aside
 
 PARTS = ("train", "test")
 FILES = ("train.lmdb", "test.lmdb", "train.csv", "test.csv", "mean.binaryproto")  # of a set, besides its plans and set.json
@@ -84,11 +85,15 @@ def raw_datum(image, label):
 
 @contextlib.contextmanager
 def disk_errors(out):
-    """lmdb's own errors, of a full disk for one, as OSError with the folder's name."""
+    """lmdb's own errors, of a full disk for one, as OSError with the folder's name; DiskFull where the disk is the reason."""
     try:
         yield
     except lmdb.Error as error:
-        raise OSError(f"{out}: an LMDB cannot be written ({error}); what was there is as it was") from None
+        said = f"{out}: an LMDB cannot be written ({error}); what was there is as it was"
+        # Where there is room for a part of a write, LMDB calls it an input/output error.
+        if isinstance(error, lmdb.DiskError) or os.strerror(errno.EIO) in str(error):
+            raise DiskFull(f"{said}. The disk is full, or fails: make room, and the same command goes on") from None
+        raise OSError(said) from None
 
 
 def write_set(out, entries, images, load, size, record, mean=None, skip_unreadable=False, advice=""):

@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_written(jobs, mounted):
     job, expected, _ = jobs["own"]
     mounted("rw")
     status, said = job.run(mounted("ro"))
-    assert status > 0 and "Traceback" not in said and "Read-only file system" in said, said[-3000:]
+    assert status > 0 and "Traceback" not in said and "its disk is read-only" in said, said[-3000:]
     home = mounted("rw")
     job.finish(home)
     status, said = job.run(mounted("ro"))
