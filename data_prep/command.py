@@ -5,6 +5,7 @@ Import it before anything else: a Ctrl+C during the imports of large libraries t
 
 import errno
 import os
+import signal
 import sys
 
 from data_prep.files import DiskFull
@@ -30,6 +31,9 @@ def run(name, main):
     """Call `main` and leave with its status; with a message and 1 for an expected error, DISK_FULL where there is no room."""
     try:
         sys.exit(main())
+    except BrokenPipeError:  # who reads the output, head for one, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "; what was finished is kept: make room, and the same command goes on" if full else ""

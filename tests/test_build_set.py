@@ -314,6 +314,14 @@ def test_load_image_opens_images_alone(tmp_path, kind):
         load_image(path, 16)
 
 
+def test_output_that_nobody_reads_to_its_end():
+    """As in `tools/search.py query ... | head -1`: no message, and the status of a broken pipe."""
+    code = "from data_prep.command import run; run('search', lambda: [print('x' * 9, flush=True) for _ in range(99999)] and 0)"
+    command = f'"{sys.executable}" -c "{code}" | head -1; exit "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("x" * 9 + "\n", "", 141)
+
+
 def test_two_builds_in_one_folder(tmp_path):
     draw_images(tmp_path / "images", 4, 4)
     with locked(tmp_path / "set", "making a set"):
