@@ -314,7 +314,7 @@ def main():
             make_data(home / str(size), 512, size, {128, *batches})
         bench_loss(table)
         bench_data_layer(table, home)
-        bench_build(table, home, (150, 300, 600))
+        bench_build(table, home, (600, 1200, 2400))
         bench_disk(table)
         bench_iteration(table, home, batches)
     with written_aside(arguments.out) as aside:
