@@ -75,7 +75,7 @@ env: ## build Caffe into .caffe/ and the Python environment into .venv/ [PYCAFFE
 	@tools/env.sh $(if $(MIRROR),--mirror $(MIRROR)) $(if $(filter-out env,$(MAKECMDGOALS)),--quiet) \
 	  $(if $(filter env,$(MAKECMDGOALS)),$(call chosen,PYCAFFE,--pycaffe) $(call chosen,CAFFE_SRC,--caffe-src) $(call chosen,GPU,--gpu) \
 	  $(call chosen,CUDA_ARCH,--cuda-arch) $(call chosen,CUDNN,--cudnn) $(call chosen,MARCH,--march) $(call chosen,PLAIN,--plain))
-	@$(if $(filter env,$(MAKECMDGOALS)),,$(if $(GPU),$(if $(filter slurm,$(ENGINE)),,PYTHONPATH=. $(PYTHON) tools/device.py $(GPU))))
+	@$(if $(filter env,$(MAKECMDGOALS)),,$(if $(GPU),$(if $(filter slurm,$(ENGINE)),,$(PYTHON) tools/device.py $(GPU))))
 
 check: ## say what a bug report needs, and what is wrong
 	@test -x $(PYTHON) || { echo "there is no .venv here: make env"; exit 1; }
@@ -291,7 +291,7 @@ figures: env ## the paper's figure 4, from this project's losses: runs/figures/g
 	@$(PYTHON) tools/gradient_figure.py --out runs/figures/gradients.png
 
 bench: env ## speed of the loss, the data layer, the LMDBs and an iteration of GoogLeNet, as ratios against their peers
-	@PYTHONPATH=.:tests:$$PYTHONPATH $(PYTHON) tests/bench.py --out runs/bench.json
+	@$(PYTHON) tests/bench.py --out runs/bench.json
 
 bench-eval: env ## speed of retrieval and affinity propagation, as ratios against their peers
 	@$(PYTHON) tools/bench_eval.py --out runs/bench_eval.json

@@ -6,8 +6,10 @@ build_set.py does it for a folder, paper_sets.py for the paper's sets.
 import contextlib
 import csv
 import errno
+import functools
 import hashlib
 import json
+import math
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -73,14 +75,15 @@ def raw_datum(image, label):
     Messages one behind the other are one message, so the pixels go in between as they are: through a Datum they would be
     copied several times.
     """
-    channels, height, width = image.shape
-    pixels = image.tobytes()
-    length = bytes([0x22])  # field 4, bytes
-    rest = len(pixels)
-    while rest >= 0x80:
-        length, rest = length + bytes([rest & 0x7F | 0x80]), rest >> 7
-    shape = Datum(channels=channels, height=height, width=width).SerializeToString()
-    return b"".join((shape, length + bytes([rest]), pixels, Datum(label=label).SerializeToString()))
+    return b"".join((_before_pixels(image.shape), image.tobytes(), Datum(label=label).SerializeToString()))
+
+
+@functools.cache
+def _before_pixels(shape):
+    """What the Datum of an image of that shape begins with, the length of its pixels included."""
+    channels, height, width = shape
+    pixels = bytes(math.prod(shape))
+    return Datum(channels=channels, height=height, width=width, data=pixels).SerializeToString()[: -len(pixels)]
 
 
 @contextlib.contextmanager

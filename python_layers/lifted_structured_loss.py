@@ -102,7 +102,7 @@ def lifted_structured_loss(embeddings, labels, margin=1.0):
     by_distance[first, second] = -by_j
     by_close = by_distance[close_first, close_second] + by_distance[close_second, close_first]  # (q,)
 
-    # 7. -dL/dx_i = sum_k (x_i - x_k) / D_ik * -(dL/dD_ik + dL/dD_ki) as one product, close pairs left out of it.
+    # 7. dL/dx_i = sum_k B_ik (x_k - x_i) with B_ik = -(dL/dD_ik + dL/dD_ki) / D_ik, as one product; close pairs left out of it.
     np.fill_diagonal(distance, np.inf)
     distance[close_first, close_second] = distance[close_second, close_first] = np.inf
     by_distance /= distance  # zero on the diagonal and for close pairs

@@ -1,7 +1,7 @@
 """How fast the parts are, each as a ratio against a peer in the same run. `make bench`.
 
-Prints a table and writes it to runs/bench.json: medians over a few calls. pytorch-metric-learning is a peer where it is
-installed. Evaluation has a benchmark of its own, tools/bench_eval.py.
+Prints a table and writes it to runs/bench.json: medians over a few calls. PyTorch and pytorch-metric-learning are
+peers where they are installed. Evaluation has a benchmark of its own, tools/bench_eval.py.
 """
 
 from data_prep.command import run
@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +170,8 @@ def bench_iteration(table, home, batches):
         nets[1].blobs["data"].data[...] = nets[0].blobs["data"].data  # which its layer, of a constant, leaves as they are
         works = [lambda net=net: seconds_of_one(net) for net in nets]
         peers = {"the same without our layers": works[1]}
-        enough = available() > batch * IMAGE_IN_TORCH
+        if not (enough := available() > batch * IMAGE_IN_TORCH):
+            print(f"(batch {batch}: PyTorch not measured, too little memory beside the two nets)")
         for name, layout in (("PyTorch", None), ("PyTorch, channels last", "channels_last")):
             if enough and (work := torch_iteration(nets[1], theirs, layout)):
                 peers[name] = work
@@ -322,5 +322,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     run("bench", main)

@@ -87,6 +87,8 @@ def main():
     parser.add_argument("--between", type=float, nargs=2, default=(60, 360), metavar=("LEAST", "MOST"), help="seconds to a kill")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.minutes < 3:
+        parser.error("--minutes must be 3 at least: growth is looked at after the first")
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir(parents=True)
     moments = random.Random(arguments.seed)
@@ -118,10 +120,8 @@ def main():
     (HOME / "soak.json").write_text(json.dumps(seen, indent=2) + "\n")
     print(json.dumps(seen, indent=2))
     # A life that ends after minutes is still growing into its buffers: memory is judged by the one that goes on.
-    grown = max(
-        *seen["undisturbed"]["growth"].values(), seen["killed"]["growth"]["threads"], seen["killed"]["growth"]["open_files"]
-    )
-    return 0 if equal and last and not stale and grown <= GROWTH else 1
+    judged = [*seen["undisturbed"]["growth"].values(), *(seen["killed"]["growth"][name] for name in ("threads", "open_files"))]
+    return 0 if equal and last and not stale and max(judged) <= GROWTH else 1
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ _BOOST = """\
 
 _POOLING = "src/caffe/layers/pooling_layer.cpp"
 _POOLING_INCLUDES = "#include <algorithm>\n#include <cfloat>\n"
-_POOLING_TODO = "// TODO(Yangqing): Is there a faster way to do pooling in the channel-first\n"
+_BEFORE_FORWARD = "// TODO(Yangqing): Is there a faster way to do pooling in the channel-first\n"
 _MAX_POOLING = """\
     // Initialize
     if (use_top_mask) {
@@ -247,8 +247,8 @@ EDITS = (
         name="max-pooling",
         reason="A branch for each pixel of each window: a third of GoogLeNet's time on a CPU. Equal to the bit.",
         file=_POOLING,
-        old=_POOLING_TODO,
-        new=(Path(__file__).parent / "max_pooling.hpp").read_text() + "\n" + _POOLING_TODO,
+        old=_BEFORE_FORWARD,
+        new=(Path(__file__).parent / "max_pooling.hpp").read_text() + "\n" + _BEFORE_FORWARD,
         only="tuned",
     ),
     Edit(

@@ -250,7 +250,6 @@ def caffe_record(python):
     record = {
         "origin": ORIGIN,
         "files": FILES,
-        "cmake": list(CMAKE_OPTIONS),
         "numpy": numpy_version,
         "python": sys.version,
         "checkout": str(ROOT),  # the libraries find each other by absolute path
@@ -274,7 +273,7 @@ def check_libraries(libraries):
             raise Failure(f"{library.name}: {'; '.join(lost)}")
 
 
-def replace_caffe(python, wanted, aside):
+def replace_caffe(wanted, aside):
     """Put the finished folder `aside` in the place of .caffe/caffe, with its record."""
     (aside / "caffe.json").write_text(json.dumps(wanted, indent=2))
     os.sync()
@@ -308,7 +307,7 @@ def use_pycaffe(python, folder):
     log = CAFFE_HOME / "pycaffe.log"
     log.unlink(missing_ok=True)
     check_import(python, aside, log)
-    replace_caffe(python, wanted, aside)
+    replace_caffe(wanted, aside)
 
 
 def make_caffe(python, choice, mirror):
@@ -332,8 +331,9 @@ def make_caffe(python, choice, mirror):
     wanted |= {"cmake": options, "flags": list(flags), "edits": {edit.name: asdict(edit) for edit in edits},
                "cuda": toolkit.version if toolkit else None}  # fmt: skip
     record = read_record(CAFFE / "caffe.json")
-    if {**record, "instructions": instructions} == {**wanted, "instructions": instructions}:
-        if not (missing := cpu.lacking(record["instructions"])):
+    needed = record.pop("instructions", [])
+    if record == wanted:
+        if not (missing := cpu.lacking(needed)):
             return
         say(f"the Caffe in .caffe is for a CPU with {', '.join(missing)}, which this one has not; building it again")
     wanted["instructions"] = instructions
@@ -378,7 +378,7 @@ def make_caffe(python, choice, mirror):
         "import sys\n\nimport caffe_pb2\n\nsys.modules[__name__] = caffe_pb2\n")  # fmt: skip
     check_libraries([aside / "lib" / "libcaffe.so", aside / "python" / "caffe" / "_caffe.so", aside / "bin" / "caffe"])
     check_import(python, aside, log)
-    replace_caffe(python, wanted, aside)
+    replace_caffe(wanted, aside)
     shutil.rmtree(work)
 
 
