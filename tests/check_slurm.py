@@ -26,7 +26,11 @@ def checkout(home, images):
     for name in ("Makefile", "prototxt", "python_layers", "tools", "data_prep", ".venv", ".caffe"):
         (home / name).symlink_to(ROOT / name)
     build_set(images, home / "data/demo", size=64, batch=128)
-    subprocess.run(["make", "-s", "runs/demo/raw_pixels.npz"], cwd=home, check=True)
+    subprocess.run(
+        [".venv/bin/python", "tools/extract.py", "--set", "data/demo", "--pixels", "16", "--out", "runs/demo/raw_pixels.npz"],
+        cwd=home,
+        check=True,
+    )
     return home
 
 

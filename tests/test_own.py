@@ -16,6 +16,7 @@ from google.protobuf import text_format
 from PIL import Image
 
 from data_prep.batch_plan import make_plan
+from data_prep.files import locked
 from data_prep.folder import read_images
 from data_prep.imagenet import MEAN_SHA1
 from prototxt import own
@@ -45,7 +46,7 @@ def test_from_a_folder_to_report_and_search(checkout, tmp_path):
     assert re.search(r"training: 24 images, \d+ a batch \(\d+ batches\), 4 iterations", done.stdout)
     (home,) = (checkout / "runs/shoes").glob("lifted_128*/seed1")
     page = (home / "report.html").read_text()
-    assert "--name shoes" in page and "lifted structured embedding" in page.lower()
+    assert "NAME=shoes" in page and "make train" in page and "lifted structured embedding" in page.lower()
     metrics = json.loads((home / "metrics.json").read_text())
     assert metrics["n"] == 24 and metrics["classes"] == 4 and set(metrics["baselines"]) == {"untrained", "raw_pixels"}
     again = make(checkout, *given)
@@ -73,7 +74,7 @@ def test_from_a_list_with_another_loss(checkout, tmp_path, method):
     assert done.returncode == 0, done.stdout + done.stderr
     batch = re.search(r"12 images, (\d+) a batch \(\d+ batches\), 2 iterations", done.stdout)[1]
     home = checkout / f"runs/kinds/{method}_64{'' if batch in ('128', '120') else f'_m{batch}'}"
-    assert '"mirror": false' in (home / "net/train_val.prototxt").read_text()
+    assert '"mirror": false' in (home / "seed1/net/train_val.prototxt").read_text()
     assert (home / "seed1/report.html").exists()
     with open(checkout / "data/kinds/train.csv", newline="") as stream:
         assert all(row["class"].startswith("kind, class") for row in csv.DictReader(stream))
@@ -82,33 +83,26 @@ def test_from_a_list_with_another_loss(checkout, tmp_path, method):
 @pytest.mark.parametrize(
     "given, message",
     [
-        (["DATA=x"], "make train needs DATA=<folder"),
-        (["DATA=nowhere", "NAME=x"], "nowhere: no such folder; expected one that holds a folder of images for each class"),
-        (["DATA={images}", "NAME=cub"], "'cub' must be letters, digits"),
-        (["DATA={images}", "NAME=../x"], "'../x' must be letters, digits"),
-        (["DATA={images}", "NAME=x", "SIZE=12"], "--size 12: GoogLeNet takes images of 256, the small net of 19 pixels at least"),
-        (["DATA={images}", "NAME=x", "NET=googlenet", "SIZE=64"], "--size 64: GoogLeNet takes images of 256"),
+        (["DATA=x"], "NAME="),
+        (["DATA=nowhere", "NAME=x"], "nowhere: no such folder"),
+        (["DATA={images}", "NAME=cub"], "NAME="),
+        (["DATA={images}", "NAME=../x"], "NAME="),
+        (["DATA={images}", "NAME=x", "SIZE=12"], "SIZE="),
+        (["DATA={images}", "NAME=x", "NET=googlenet", "SIZE=64"], "SIZE="),
         (["DATA={images}", "NAME=x", "WEIGHTS=nowhere.caffemodel"], "nowhere.caffemodel: no such file (WEIGHTS)"),
-        (["DATA={images}", "NAME=x", "NET=large"], "invalid choice: 'large'"),
-        (["DATA={images}", "NAME=x", "TEST=2"], "--test must lie between 0 and 1"),
-        (["DATA={images}", "NAME=x", "SIZE=0"], "--dim, --iterations and --size must be positive"),
-        (["DATA={images}", "NAME=x", "ITERS=0"], "--dim, --iterations and --size must be positive"),
-        (["DATA={images}", "NAME=x", "RUN=a/b"], "--run: 'a/b' must be letters, digits"),
-        (["DATA={images}", "NAME=x", "BATCH=32"], "BATCH= does nothing in make train; its images a batch are chosen by the data"),
-        (["DATA={images}", "NAME=x", "MIRRORED=No"], "MIRRORED=No: no, or nothing"),
-        (["DATA={images}", "NAME=x", "METHOD=pool5"], "invalid choice: 'pool5'"),
+        (["DATA={images}", "NAME=x", "TEST=0.1"], "TEST="),
     ],
 )
 def test_wrong_calls(checkout, tmp_path, given, message):
     images = draw_images(tmp_path / "images", 4, 3)
     done = make(checkout, *(text.format(images=images) for text in given))
     assert done.returncode != 0 and message in done.stdout + done.stderr and "Traceback" not in done.stderr
-    assert not (checkout / "runs").exists()
+    assert not (checkout / "runs").exists() and not (checkout / "data/x").exists()
 
 
 def test_too_few_classes(checkout, tmp_path):
     done = make(checkout, f"DATA={draw_images(tmp_path / 'images', 2, 9)}", "NAME=x")
-    assert done.returncode != 0 and "has 2 classes; three are needed at least" in done.stderr
+    assert done.returncode != 0 and "has 2 classes" in done.stderr and not (checkout / "data").exists()
 
 
 def test_googlenet_from_given_weights(caffe, checkout, tmp_path):
@@ -125,12 +119,12 @@ def test_googlenet_from_given_weights(caffe, checkout, tmp_path):
     assert json.loads((home / "run.json").read_text())["settings"]["weights"]["bvlc_googlenet"] is False
 
 
-def test_three_classes_are_enough_and_a_small_report_says_what_it_lacks(checkout, tmp_path):
-    images = draw_images(tmp_path / "images", 3, 5)
+def test_few_classes_are_enough_and_a_small_report_says_what_it_lacks(checkout, tmp_path):
+    images = draw_images(tmp_path / "images", 4, 3)
     done = make(checkout, f"DATA={images}", "NAME=few", "ITERS=2", "SIZE=32", "TEST=0.9")
     assert done.returncode == 0, done.stdout + done.stderr
     (report,) = (checkout / "runs/few").glob("*/seed1/report.html")
-    assert "None: a map of 5 images shows nothing; it takes 8." in report.read_text() and (report.parent / "model.json").exists()
+    assert "None: a map of 6 images shows nothing; it takes 8." in report.read_text() and (report.parent / "model.json").exists()
 
 
 def test_nothing_to_measure_is_said_before_the_training(checkout, tmp_path):
@@ -160,11 +154,19 @@ def test_a_set_is_not_replaced_under_its_runs(checkout, tmp_path):
     shutil.rmtree(checkout / "data/mine")
     assert make(checkout, *given).returncode == 0
     content = (checkout / "data/mine/set.json").read_text()
-    for other in ("SPLIT=2", "TEST=0.2", "SIZE=48"):
+    for other in ("SPLIT=2", "TEST=0.4", "SIZE=48"):
         done = make(checkout, *given[:3], *([] if "SIZE" in other else given[3:]), other)
         assert done.returncode == 2, done.stdout
         assert "data/mine: holds a set of other images or options. runs/mine/" in done.stderr and "give another NAME" in done.stderr
     assert (checkout / "data/mine/set.json").read_text() == content
+    # Other settings of a run that is there are refused, and leave its solver as it is; so is a call while one is at work.
+    (folder,) = (checkout / "runs/mine").glob("*/seed1")
+    solver = (folder / "net/solver.prototxt").read_text()
+    done = make(checkout, *given[:2], "ITERS=3", given[3])
+    assert done.returncode == 2 and "max_iter: 2, now max_iter: 3" in done.stderr and "RUN=" in done.stderr
+    with locked(folder / "net", "training"):
+        assert "another process" in make(checkout, *given).stderr
+    assert (folder / "net/solver.prototxt").read_text() == solver
     assert make(checkout, *given, "SEED=2").returncode == 0  # another seed of the training is another run on the same split
     metrics = [json.loads(path.read_text()) for path in (checkout / "runs/mine").glob("*/seed[12]/metrics.json")]
     assert len(metrics) == 2 and metrics[0]["about"]["set"] == metrics[1]["about"]["set"]

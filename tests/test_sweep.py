@@ -16,25 +16,34 @@ from tools.cell import BUSY, DONE, STOPPED, Cell
 from tools.sweep import cells_of
 
 # A cell that takes a moment, or fails, or is somebody else's; each leaves a mark.
-MAKEFILE = """
-cell-demo:
-\t@echo "$(METHOD) $(DIM) $(BATCH) $(SEED) $(ITERS) threads $$OPENBLAS_NUM_THREADS flags [$$MAKEFLAGS] [$(RUN)]" >> marks
-\t@touch at_work_$(METHOD); sleep 0.5; ls at_work_* | wc -l >> together; rm at_work_$(METHOD)
-ifeq ($(METHOD),contrastive)
-\t@for line in 1 2 3 4 5 6 7 8 9 10; do echo "line $$line of a failure"; done; false
-endif
-ifeq ($(METHOD),triplet)
-\t@echo "train: runs/x: another process is training in this folder; wait for it, or stop it"; false
-endif
+CELL = """
+import glob, os, sys, time
+given = dict(word.split("=", 1) for word in sys.argv[2:])
+method = given["METHOD"]
+settings = " ".join(given.get(name, "") for name in ("METHOD", "DIM", "BATCH", "SEED", "ITERS"))
+environment = f"threads {os.environ.get('OPENBLAS_NUM_THREADS')} flags [{os.environ.get('MAKEFLAGS')}] [{os.environ.get('RUN')}]"
+print(settings, environment, file=open("marks", "a"))
+open(f"at_work_{method}", "w").close()
+time.sleep(0.5)
+print(len(glob.glob("at_work_*")), file=open("together", "a"))
+os.remove(f"at_work_{method}")
+if method == "contrastive":
+    sys.exit("\\n".join(f"line {number} of a failure" for number in range(1, 11)))
+if method == "triplet":
+    sys.exit("train: runs/x: another process is training in this folder; wait for it, or stop it")
 """
 
 
 @pytest.fixture
 def folder(small_set, tmp_path):
-    """A folder with a Makefile whose cells are stand-ins, and a small set as data/demo."""
-    for name in ("prototxt", "python_layers", "tools", "data_prep", ".venv", ".caffe"):
+    """A folder whose cells are stand-ins, and a small set as data/demo."""
+    for name in ("prototxt", "python_layers", "data_prep", ".venv", ".caffe"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "Makefile").write_text(MAKEFILE)
+    (tmp_path / "tools").mkdir()
+    for path in (ROOT / "tools").iterdir():
+        (tmp_path / "tools" / path.name).symlink_to(path)
+    (tmp_path / "tools/experiment.py").unlink()
+    (tmp_path / "tools/experiment.py").write_text(CELL)
     (tmp_path / "data/demo").mkdir(parents=True)
     for path in small_set.iterdir():
         (tmp_path / "data/demo" / path.name).symlink_to(path)
@@ -51,20 +60,19 @@ def test_cells():
     assert [cell.name for cell in cells] == [
         "lifted_64_seed1", "lifted_64_seed2", "lifted_128_seed1", "lifted_128_seed2", "triplet_64_seed1", "triplet_64_seed2",
         "triplet_128_seed1", "triplet_128_seed2", "pool5"]  # fmt: skip
-    assert cells[3].command == ["make", "-s", "--no-print-directory", "cell-cub", "ITERS=5", "METHOD=lifted", "DIM=128",
-                                "BATCH=128", "SEED=2"]  # fmt: skip
+    assert cells[3].command[1:] == ["tools/experiment.py", "cell-cub", "ITERS=5", "METHOD=lifted", "DIM=128", "BATCH=128", "SEED=2"]
     assert cells[4].given["BATCH"] == 120 and cells[-1].command[-1] == "METHOD=pool5"
     assert cells_of("cub", ["lifted"], [64], [48], [1], {})[0].name == "lifted_64_m48_seed1"
-    assert cells_of("demo_holdout", ["lifted"], [64], [None], [1], {})[0].command[3:5] == ["cell-demo", "HOLDOUT=1"]
+    assert cells_of("demo_holdout", ["lifted"], [64], [None], [1], {})[0].command[2:4] == ["cell-demo", "HOLDOUT=1"]
 
 
 def test_failed_and_busy_cells_are_told_apart(folder):
     environment = {"MAKEFLAGS": "-j9", "OPENBLAS_NUM_THREADS": "3", "RUN": "mine"}
     ended = sweep(folder, "--methods", "contrastive,lifted,triplet", "--jobs", 2, "--with", "ITERS=7", **environment)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    assert "contrastive_64_seed1: failed with status 2" in ended.stdout
-    assert re.search(r"the last lines of runs/demo/sweep/contrastive_64_seed1.log:\n    line 4 of a failure\n", ended.stderr)
-    assert "    line 10 of a failure\n" in ended.stderr and "line 2 of" not in ended.stderr
+    assert "contrastive_64_seed1: failed with status 1" in ended.stdout
+    assert re.search(r"the last lines of runs/demo/sweep/contrastive_64_seed1.log:\n    line 3 of a failure\n", ended.stderr)
+    assert "    line 10 of a failure\n" in ended.stderr and "line 1 of" not in ended.stderr
     assert "triplet_64_seed1: another process is working on it" in ended.stdout
     assert "1 done, 1 at work elsewhere, 1 failed of 3 cells" in ended.stdout
     marks = (folder / "marks").read_text()
@@ -84,8 +92,12 @@ def test_so_many_run_side_by_side(folder, jobs):
 
 
 def test_a_signal_stops_the_cells_and_starts_no_more(folder):
-    body = "echo begun >> marks; trap 'echo \"snapshot saved; the same command goes on\"; exit 130' INT; sleep 30 & wait"
-    (folder / "Makefile").write_text(f"SHELL := /bin/bash\ncell-demo:\n\t@{body}\n")
+    (folder / "tools/experiment.py").write_text("""
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))
+print("begun", file=open("marks", "a"), flush=True)
+time.sleep(30)
+""")
     command = [sys.executable, "tools/sweep.py", "--set", "demo", "--methods", "lifted", "--seeds", "1,2,3"]
     process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not (folder / "marks").exists():

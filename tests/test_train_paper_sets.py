@@ -18,6 +18,7 @@ from google.protobuf import text_format
 
 from pair_batch import draw_crops, read_mean
 from tools.caffe_files import check_weights, read_binary, read_text
+from tools.experiment import Paper
 from tools.features import load_features
 
 
@@ -301,8 +302,6 @@ def test_a_start_without_trunk_weights_stops(checkout, weights, tmp_path):
 def test_wrong_calls_stop_before_the_work(checkout, tmp_path):
     (tmp_path / "text").write_text("no weights")
     for arguments, message in (
-        (("DIM=65",), "DIM=65: the nets have 64, 128, 256 or 512 dimensions"),
-        (("RECIPE=mine",), "RECIPE=mine: paper (20,000 iterations) or authors"),
         (("WEIGHTS=/nowhere",), "/nowhere: no such file (WEIGHTS)"),
         ((f"WEIGHTS={tmp_path}/text",), "text: is no .caffemodel, or is damaged"),
         ((f"ARCHIVE={tmp_path}/nowhere", f"WEIGHTS={ROOT}/tests/golden/empty"), "golden/empty: no such file"),
@@ -322,17 +321,22 @@ def test_without_network_and_archive(checkout, weights):
     assert {path.name for path in checkout.rglob("*") if path.is_file() and not path.is_symlink()} == {".lock"}
 
 
-def test_recipes():
-    """The Makefile chooses CUB's other solver for RECIPE=authors, and a run folder of its own."""
+def test_recipes(monkeypatch):
+    """RECIPE=authors trains CUB's other solver, in a run folder of its own."""
 
-    def commands(*arguments):
-        done = subprocess.run(["make", "-n", "-o", "env", *arguments], cwd=ROOT, text=True, capture_output=True)
-        return re.search(r"train.py --solver (\S+) .*?--run (\S+)", done.stdout.replace("\\\n", " "), re.S).groups()
+    def trained(name, **given):
+        calls = []
+        monkeypatch.setattr("tools.experiment.step", lambda script, *words, **options: calls.append((script, options)))
+        Paper(name, given).fit()
+        (options,) = (options for script, options in calls if script == "tools/train.py")
+        return str(options["solver"]), str(options["run"])
 
-    assert commands("train-cub") == ("prototxt/cub/lifted_64/solver.prototxt", "runs/cub/lifted_64/seed1")
-    assert commands("train-cub", "RECIPE=authors", "DIM=512", "SEED=3") == (
-        "prototxt/cub/lifted_512/solver_authors.prototxt", "runs/cub/lifted_512/authors_seed3")  # fmt: skip
-    assert commands("train-sop", "RECIPE=authors", "RUN=x") == ("prototxt/sop/lifted_64/solver.prototxt", "runs/sop/lifted_64/x")
+    assert trained("cub") == ("prototxt/cub/lifted_64/solver.prototxt", "runs/cub/lifted_64/seed1")
+    assert trained("cub", RECIPE="authors", DIM="512", SEED="3") == (
+        "prototxt/cub/lifted_512/solver_authors.prototxt",
+        "runs/cub/lifted_512/authors_seed3",
+    )
+    assert trained("sop", RUN="x", BATCH="8") == ("prototxt/sop/lifted_64/solver.prototxt", "runs/sop/lifted_64_m8/x")
     assert (
         read_text(ROOT / "prototxt/cub/lifted_512/solver_authors.prototxt", __import__("caffe_pb2").SolverParameter()).max_iter
         == 40000

@@ -1,11 +1,11 @@
 """A searchable embedding of one's own images: from a folder, or a list, to a trained net and its report.
 
-    python tools/own.py --images ~/photos --name shoes          # ~/photos/<class>/<anything>.jpg
-    python tools/own.py --images ~/photos/list.csv --name shoes # columns path and class
+    make train DATA=~/photos NAME=shoes             # ~/photos/<class>/<anything>.jpg
+    make train DATA=~/photos/list.csv NAME=shoes    # columns path and class
 
-or `make train DATA=~/photos NAME=shoes`. What is not asked for is chosen by the data and said: the net, the size of the
-images, the images a batch, the iterations. Classes are split, so that what the report measures was never seen in
-training. Every step is one of the project's own commands; called again, what is done is not done again.
+Unset options are chosen from the data and printed: the net, the size of the images, the images a batch, the iterations.
+Classes are split, so that the report measures on classes that training never saw. Each step is one of the project's own
+commands; run it again and completed steps are skipped.
 """
 
 from data_prep.command import run
@@ -16,22 +16,23 @@ import argparse
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS, OWN_BATCH, ensure_plan, labels_of, make_plan, make_triplet_plan, plan_file
-from data_prep.build_set import build
+from data_prep.build_set import build, split_classes
 from data_prep.files import locked, user_path, written_aside
 from data_prep.folder import read_images
 from data_prep.imagenet import check_file
 from data_prep.write_set import read_set
 from prototxt import own
 from prototxt.layers import LOSSES
+from tools.experiment import step
+from tools.verbs import NAME, VARIABLES
 
+LEAST = 4  # classes: two to train, and two to measure on, for with one of them every answer is right
 TAKEN = ("cub", "cars196", "sop", "demo", "demo_holdout", "downloads", "figures")  # names of data/ and runs/
 # Passes over the training images, the demo's and about the paper's on Online Products; and what they are kept between.
 PASSES = {own.SMALL: 50, own.GOOGLENET: 40}
@@ -49,8 +50,10 @@ def choose_net(asked, weights):
     if kind == own.SMALL and weights:
         raise ValueError(f"{weights}: these weights are for GoogLeNet (NET=googlenet); the small net starts at random")
     if kind == own.SMALL:
-        return kind, ("The small net of the demo, three convolutions from random weights: a CPU trains it in minutes. With "
-                      "WEIGHTS=<bvlc_googlenet.caffemodel> GoogLeNet is trained from it, which wants a GPU or days.")  # fmt: skip
+        return kind, (
+            "The small net of the demo, three convolutions from random weights: a CPU trains it in minutes. With "
+            "WEIGHTS=<bvlc_googlenet.caffemodel> GoogLeNet is trained from it, which wants a GPU or days."
+        )
     if not weights:
         return (
             kind,
@@ -88,33 +91,20 @@ def choose_iterations(images, batch, kind):
     return min(most, max(least, int(round(PASSES[kind] * images / batch, -2))))
 
 
-def step(script, *arguments, threads=None):
-    """Run one of the project's commands, and leave with its status when it fails.
-
-    Ctrl+C and SIGTERM are the command's to answer; when it ends well all the same, the next one is not begun.
-    """
-    command = [sys.executable, script, *map(str, arguments)]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads)} if threads else None
-    process = subprocess.Popen(command, env=environment)
-    received = []
-
-    def pass_on(number, frame):
-        received.append(number)
-        if number == signal.SIGTERM:  # Ctrl+C reaches the command from the terminal
-            process.terminate()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
-    status = process.wait()
-    if status or received:
-        sys.exit(status if status > 0 else 128 - status if status else 128 + received[0])
-
-
-def write_nets(folder, files):
-    """Write the nets and the solver where they are not there yet or differ."""
+def write_nets(run, files):
+    """Write the nets and the solver into the folder `net` of a run; ValueError where the run was begun with others."""
     for name, text in files.items():
-        path = folder / name
-        if not path.exists() or path.read_text() != text:
+        path = run / "net" / name
+        there = path.read_text() if path.exists() else None
+        if there is not None and there != text and (run / "run.json").exists():
+            then, now = (set(lines.splitlines()) for lines in (there, text))
+            pairs = zip(sorted(then - now), sorted(now - then))
+            changed = "\n    ".join(f"then {old.strip()}, now {new.strip()}" for old, new in pairs)
+            raise ValueError(
+                f"{run}: was begun with other settings ({name}):\n    {changed}\n"
+                "Call it with those, name another run (RUN=name), or remove the folder."
+            )
+        if there != text:
             with written_aside(path) as aside:
                 aside.write_text(text)
 
@@ -122,63 +112,78 @@ def write_nets(folder, files):
 def make_set(arguments, kind, size):
     """Make data/<name>; returns the Folder of images and the labels of those that train. ValueError where there are too few."""
     data_set = Path("data", arguments.name)
+    found = read_images(arguments.images)  # what is mistyped shows before a folder is made
+    if len(found.images) < LEAST:
+        raise ValueError(
+            f"{arguments.images}: has {len(found.images)} classes; {LEAST} are needed at least, two to train and two to measure on"
+        )
+    test = arguments.test or (TEST if len(found.images) >= FEW else 0.5)
+    _, kept = split_classes(sorted(found.images), {}, test, 0.0, arguments.split)
+    if len(kept) < 2:
+        raise ValueError(
+            f"--test {test:g} (TEST=) keeps {len(kept)} of {len(found.images)} classes for the report; two are needed "
+            "at least, for with one of them every answer is right"
+        )
     with locked(data_set, "making a set"):
-        found = read_images(arguments.images)
-        if len(found.images) < 3:
-            raise ValueError(f"{arguments.images}: has {len(found.images)} classes; three are needed at least, two to train and "
-                             "one to test")  # fmt: skip
-        test = arguments.test or (TEST if len(found.images) >= FEW else 0.5)
-        build(arguments.images, data_set, size, {}, test, 0.0, arguments.split, None, MAX_POSITIVE_PAIRS, arguments.skip_unreadable,
-              mean="imagenet" if kind == own.GOOGLENET and arguments.weights else "own",
-              replace=why_not_replaced(arguments.name))  # fmt: skip
+        mean = "imagenet" if kind == own.GOOGLENET and arguments.weights else "own"
+        options = {"mean": mean, "replace": why_not_replaced(arguments.name)}
+        build(
+            arguments.images,
+            data_set,
+            size,
+            {},
+            test,
+            0.0,
+            arguments.split,
+            None,
+            MAX_POSITIVE_PAIRS,
+            arguments.skip_unreadable,
+            **options,
+        )
     if np.unique(labels_of(data_set / "test.csv"), return_counts=True)[1].max() < 2:
-        raise ValueError(f"{arguments.images}: no class that is kept for the report has two images, so that nothing can be "
-                         f"measured; SPLIT= and TEST= choose others, once data/{arguments.name} is removed")  # fmt: skip
+        raise ValueError(
+            f"{arguments.images}: no class that is kept for the report has two images, so nothing can be measured; "
+            f"SPLIT= and TEST= choose others, once data/{arguments.name} is removed"
+        )
     return found, labels_of(data_set / "train.csv")
 
 
-def fit(arguments, kind, size, labels):
-    """Write the plan and the nets, train, and make a model of it; returns the run's folder and its deploy net."""
-    data_set = Path("data", arguments.name)
+def plan(arguments, kind, labels):
+    """(kind of plan, images a batch, iterations): what was asked for, and the rest chosen by the training images."""
     plans = "triplets" if arguments.method == "triplet" else "pairs"
     batch, batches = choose_batch(labels, plans)
-    ensure_plan(data_set, plans, batch)
     iterations = arguments.iterations or choose_iterations(len(labels), batch, kind)
     print(f"training: {len(labels):,} images, {batch} a batch ({batches:,} batches), {iterations:,} iterations", flush=True)
-    suffix = "" if batch == OWN_BATCH[plans] else f"_m{batch}"
-    home = Path("runs", arguments.name, f"{arguments.method}_{arguments.dim}{suffix}")
-    folder, nets = home / arguments.run, home / "net"
-    write_nets(nets, own.files(arguments.name, kind, arguments.method, arguments.dim, size, not arguments.no_mirror,
-                               plan_file(batch, plans), iterations, nets))  # fmt: skip
+    return plans, batch, iterations
+
+
+def fit(arguments, kind, size, folder, plans, batch, iterations):
+    """Write the plan and the nets, train, and make a model of it."""
+    data_set, net = Path("data", arguments.name), folder / "net"
+    ensure_plan(data_set, plans, batch)
+    mirror, plan_name = not arguments.no_mirror, plan_file(batch, plans)
+    files = own.files(arguments.name, kind, arguments.method, arguments.dim, size, mirror, plan_name, iterations, net)
+    write_nets(folder, files)
     threads = 1 if kind == own.SMALL else None  # its matrices are small: two threads take longer than one
-    start = ["--weights", arguments.weights] if arguments.weights else []
-    step("tools/train.py", "--solver", nets / "solver.prototxt", "--set", data_set, "--run", folder, "--seed", arguments.seed,
-         "--batch", batch, *start, *on_device(arguments.gpu), threads=threads)  # fmt: skip
-    step("tools/model_folder.py", "--set", data_set, "--run", folder, "--net", nets / "deploy.prototxt")
-    return folder, nets / "deploy.prototxt"
+    given = {name: getattr(arguments, name) for name in ("seed", "weights", "gpu", "save_minutes", "keep")}
+    step("tools/train.py", threads=threads, solver=net / "solver.prototxt", set=data_set, run=folder, batch=batch, **given)
+    step("tools/model_folder.py", set=data_set, run=folder, net=net / "deploy.prototxt")
 
 
-def on_device(gpu):
-    """The option that train.py and extract.py take of it."""
-    return [] if gpu is None else ["--gpu", gpu]
-
-
-def score(name, size, folder, deploy, gpu=None):
+def score(name, size, folder, again, gpu=None):
     """Features, scores and the report of the run in `folder`."""
-    given = ["--set", Path("data", name)]
+    data_set, net, pixels = Path("data", name), folder / "net/deploy.prototxt", folder / "raw_pixels.npz"
     metrics, features, untrained = folder / "metrics.json", folder / "features.npz", folder / "features_untrained.npz"
     with locked(folder, "scoring"):
         for weights, out in (("model", features), ("snapshot_iter_0", untrained)):
-            step("tools/extract.py", *given, "--net", deploy, "--weights", folder / f"{weights}.caffemodel", "--out", out,
-                 *on_device(gpu))  # fmt: skip
-        baselines = ["--baseline", f"untrained={untrained}"]
+            step("tools/extract.py", set=data_set, net=net, weights=folder / f"{weights}.caffemodel", out=out, gpu=gpu)
+        baselines = [f"untrained={untrained}"]
         if size % 16 == 0:
-            step("tools/extract.py", *given, "--pixels", 16, "--out", folder / "raw_pixels.npz")
-            baselines += ["--baseline", f"raw_pixels={folder / 'raw_pixels.npz'}"]
-        step("tools/evaluate.py", "--features", features, "--out", metrics, *baselines)
-        step("tools/compare.py", "--metrics", metrics, "--out", folder / "report.md")
-        again = shlex.join(["python", "tools/own.py", *sys.argv[1:]])
-        step("tools/report.py", *given, "--run", folder, "--out", folder / "report.html", "--again", again)
+            step("tools/extract.py", set=data_set, pixels=16, out=pixels)
+            baselines.append(f"raw_pixels={pixels}")
+        step("tools/evaluate.py", features=features, out=metrics, baseline=baselines)
+        step("tools/compare.py", metrics=metrics, out=folder / "report.md")
+        step("tools/report.py", set=data_set, run=folder, out=folder / "report.html", again=again)
 
 
 def read_arguments():
@@ -199,23 +204,34 @@ def read_arguments():
     parser.add_argument("--skip-unreadable", action="store_true", help="pass over files that cannot be decoded (UNREADABLE=skip)")
     parser.add_argument("--run", help="name of the run's folder (default seed<seed>; RUN)")
     parser.add_argument("--gpu", type=int, metavar="N", help="compute on this GPU, counted from 0 (default the CPU; GPU)")
+    parser.add_argument("--save-minutes", type=float, help="minutes after which a training saves a snapshot (SAVE_MINUTES)")
+    parser.add_argument("--keep", type=int, help="how many of those snapshots stay (KEEP)")
+    parser.add_argument("--again", help="the command that the report shows")
     arguments = parser.parse_args()
     arguments.run = arguments.run or f"seed{arguments.seed}"
-    for option, name in (("--name", arguments.name), ("--run", arguments.run)):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in TAKEN:
-            parser.error(f"{option}: {name!r} must be letters, digits, - and _, and none of {', '.join(TAKEN)}")
-    if any(number is not None and number < 1 for number in (arguments.dim, arguments.iterations, arguments.size)):
-        parser.error("--dim, --iterations and --size must be positive")
+    arguments.again = arguments.again or shlex.join([".venv/bin/python", "tools/own.py", *sys.argv[1:]])
+    for option, name in (("--name (NAME=)", arguments.name), ("--run (RUN=)", arguments.run)):
+        if not re.fullmatch(NAME, name):
+            parser.error(f"{option}: {name!r} must be {VARIABLES['NAME'][1]}")
+    if arguments.name in TAKEN:
+        parser.error(f"--name (NAME=): {arguments.name} is a name of this project's own; give another")
+    for option, number in (
+        ("--dim (DIM=)", arguments.dim),
+        ("--iterations (ITERS=)", arguments.iterations),
+        ("--size (SIZE=)", arguments.size),
+    ):
+        if number is not None and number < 1:
+            parser.error(f"{option} must be positive, not {number}")
     if min(arguments.seed, arguments.split) < 0:
-        parser.error("--seed and --split must not be negative")
+        parser.error("--seed (SEED=) and --split (SPLIT=) must not be negative")
     if arguments.test is not None and not 0 < arguments.test < 1:
-        parser.error(f"--test must lie between 0 and 1, not {arguments.test}")
+        parser.error(f"--test (TEST=) must lie between 0 and 1, not {arguments.test}")
     if arguments.weights:
         check_file(arguments.weights)
     kind, why = choose_net(arguments.net, arguments.weights)
     size = arguments.size or SIZE[kind]
     if (kind == own.GOOGLENET and size != SIZE[kind]) or own.crop_of(kind, size) < own.SMALLEST_CROP:
-        parser.error(f"--size {size}: GoogLeNet takes images of 256, the small net of 19 pixels at least")
+        parser.error(f"--size {size} (SIZE=): GoogLeNet takes images of 256 pixels, the small net of 19 at least")
     print(f"net: {why}", flush=True)
     return arguments, kind, size
 
@@ -223,10 +239,16 @@ def read_arguments():
 def main():
     arguments, kind, size = read_arguments()
     found, labels = make_set(arguments, kind, size)
-    folder, deploy = fit(arguments, kind, size, labels)
-    score(arguments.name, size, folder, deploy, arguments.gpu)
-    print(f"report: {folder}/report.html\n"
-          f"search: .venv/bin/python tools/search.py index {shlex.quote(str(common_folder(found)))} --model {folder}")  # fmt: skip
+    plans, batch, iterations = plan(arguments, kind, labels)
+    suffix = "" if batch == OWN_BATCH[plans] else f"_m{batch}"
+    folder = Path("runs", arguments.name, f"{arguments.method}_{arguments.dim}{suffix}", arguments.run)
+    with locked(folder / "net", "at work"):  # a second call of this run must not write another solver
+        fit(arguments, kind, size, folder, plans, batch, iterations)
+        score(arguments.name, size, folder, arguments.again, arguments.gpu)
+    print(
+        f"report: {folder}/report.html\n"
+        f"search: .venv/bin/python tools/search.py index {shlex.quote(str(common_folder(found)))} --model {folder}"
+    )
 
 
 def why_not_replaced(name):
@@ -235,8 +257,10 @@ def why_not_replaced(name):
     if made and made.get("batch", 0) is not None:
         return "`make train` did not make it: give another NAME, or remove it."
     if runs := sorted(Path("runs", name).glob("*/*/run.json")):
-        return (f"{runs[0].parent} was trained on it: call `make train` as before, give another NAME, or remove data/{name} "
-                f"and runs/{name}.")  # fmt: skip
+        return (
+            f"{runs[0].parent} was trained on it: call `make train` as before, give another NAME, or remove data/{name} "
+            f"and runs/{name}."
+        )
     return None
 
 

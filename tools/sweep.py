@@ -3,9 +3,9 @@
     python tools/sweep.py --set cub --methods lifted,triplet --dims 64,128 --seeds 1,2,3 --jobs 2
     python tools/sweep.py --set cub --methods lifted --dims 64,128 --engine slurm --partition gpu --gpus 1 --minutes 600
 
-or `make reproduce-cub`, `ablation-cub`, `demo-all`. A cell is `make cell-<set> METHOD=… DIM=… BATCH=… SEED=…`, and has a run
-folder of its own: called again, or on another machine that shares the disk, a sweep passes over what is done and what
-another process is working on. The output of a cell is in runs/<set>/sweep/<cell>.log. At the end come the tables and
+or `make reproduce-cub`, `ablation-cub`, `demo-all`. A cell is `tools/experiment.py cell-<set> METHOD=… DIM=… BATCH=… SEED=…`, and
+has a run folder of its own: called again, or on another machine that shares the disk, a sweep passes over what is done and
+what another process is working on. The output of a cell is in runs/<set>/sweep/<cell>.log. At the end come the tables and
 figures of everything that is finished; the exit status is 1 when a cell failed. Ctrl+C stops the cells, each with a
 snapshot; on a cluster they go on, and the next call finds them at work.
 """
@@ -64,8 +64,8 @@ def cells_of(data_set, methods, dims, batches, seeds, variables):
             name = f"{method}_{dim}{'' if batch == own_batch(method) else f'_m{batch}'}_seed{seed}"
             given = {"METHOD": method, "DIM": dim, "BATCH": batch, "SEED": seed}
         target = data_set.removesuffix("_holdout")
-        command = ["make", "-s", "--no-print-directory", f"cell-{target}",
-                   *(f"{key}={value}" for key, value in {**variables, **given}.items())]  # fmt: skip
+        command = [sys.executable, "tools/experiment.py", f"cell-{target}"]
+        command += [f"{key}={value}" for key, value in {**variables, **given}.items()]
         found[name] = Cell(name, command, str(Path("runs", data_set, "sweep", f"{name}.log").absolute()), given)
     return list(found.values())
 
@@ -129,8 +129,11 @@ def on_slurm(cells, folder, options):
     with executor.batch():
         jobs = {cell.name: executor.submit(cell) for cell in cells}
     first = next(iter(jobs.values())).job_id.split("_")[0]
-    print(f"Slurm: job array {first}, {len(cells)} cells; squeue -j {first} shows it, scancel {first} ends it. "
-          "Ctrl+C leaves it running.", flush=True)  # fmt: skip
+    print(
+        f"Slurm: job array {first}, {len(cells)} cells; squeue -j {first} shows it, scancel {first} ends it. "
+        "Ctrl+C leaves it running.",
+        flush=True,
+    )
     ended, states, gone = {}, {}, {}
     while len(ended) < len(jobs):
         time.sleep(POLL)
@@ -170,8 +173,10 @@ def report(cells, ended):
     for cell in failed:
         print(f"\n{cell.name}: {cell.words(ended[cell.name])}; the last lines of {os.path.relpath(cell.log)}:", file=sys.stderr)
         print("\n".join(f"    {line}" for line in cell.last_lines(LOG_LINES)), file=sys.stderr)
-    counts = {word: sum(status == number for status in ended.values())
-              for number, word in ((DONE, "done"), (BUSY, "at work elsewhere"), (STOPPED, "stopped"))}  # fmt: skip
+    counts = {
+        word: sum(status == number for status in ended.values())
+        for number, word in ((DONE, "done"), (BUSY, "at work elsewhere"), (STOPPED, "stopped"))
+    }
     counts["failed"] = len(failed)
     print("\n" + ", ".join(f"{number} {word}" for word, number in counts.items() if number) + f" of {len(cells)} cells")
     return len(failed)
@@ -192,7 +197,9 @@ def main():
     parser.add_argument("--dims", type=numbers, default=[64], help="sizes of the embedding (default 64)")
     parser.add_argument("--batches", type=numbers, default=[None], help="images a batch (default the method's own)")
     parser.add_argument("--seeds", type=numbers, default=[1], help="default 1")
-    parser.add_argument("--with", action="append", default=[], dest="variables", metavar="NAME=VALUE", help="a variable for make")
+    parser.add_argument(
+        "--with", action="append", default=[], dest="variables", metavar="NAME=VALUE", help="a variable for each cell"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side (default 1)")
     parser.add_argument("--engine", choices=("local", "slurm"), default="local")
     parser.add_argument("--partition", help="of the cluster, as the following")
@@ -217,9 +224,14 @@ def main():
     print(f"{len(cells)} cells: {', '.join(cell.name for cell in cells)}", flush=True)
     prepare(arguments.set, cells)
     if arguments.engine == "slurm":
-        options = {"timeout_min": arguments.minutes, "cpus_per_task": arguments.cpus, "mem_gb": arguments.memory,
-                   "slurm_array_parallelism": max(arguments.jobs, 1) if arguments.jobs > 1 else 256,
-                   "signal_seconds": arguments.signal_seconds, "requeues": arguments.requeues}  # fmt: skip
+        options = {
+            "timeout_min": arguments.minutes,
+            "cpus_per_task": arguments.cpus,
+            "mem_gb": arguments.memory,
+            "slurm_array_parallelism": max(arguments.jobs, 1) if arguments.jobs > 1 else 256,
+            "signal_seconds": arguments.signal_seconds,
+            "requeues": arguments.requeues,
+        }
         options |= {"gpus_per_node": arguments.gpus} if arguments.gpus else {}
         options |= {f"slurm_{name}": value for name in ("partition", "account") if (value := getattr(arguments, name))}
         ended = on_slurm(cells, f"runs/{arguments.set}/sweep/slurm", options)
@@ -234,9 +246,13 @@ def main():
 def draw_tables(data_set):
     """Tables and figures of all finished runs of the set; False where they cannot be made, which the commands explain."""
     published = [] if data_set.startswith("demo") else ["--published", data_set]
-    made = [subprocess.run([sys.executable, f"tools/{tool}.py", "--runs", f"runs/{data_set}", *published,
-                            "--out", f"runs/{data_set}/{out}"]).returncode == 0
-            for tool, out in (("compare", "report.md"), ("plots", "curves.png"))]  # fmt: skip
+    made = [
+        subprocess.run(
+            [sys.executable, f"tools/{tool}.py", "--runs", f"runs/{data_set}", *published, "--out", f"runs/{data_set}/{out}"]
+        ).returncode
+        == 0
+        for tool, out in (("compare", "report.md"), ("plots", "curves.png"))
+    ]
     return all(made)
 
 
