@@ -70,7 +70,7 @@ def pooling(name, bottom, pool, **pooling_param):
 
 def fc_embedding(bottom, size, weight_filler):
     """The last layer, ten times as fast as the others."""
-    return {
+    layer = {
         "name": "fc_embedding",
         "type": "InnerProduct",
         "bottom": bottom,
@@ -85,52 +85,16 @@ def fc_embedding(bottom, size, weight_filler):
             "bias_filler": {"type": "constant", "value": 0},
         },
     }
+    return because(layer, "the embedding is not normalised (the authors, issue 25)")
 
 
-def python_loss(module, layer, margin):
-    return {
+def python_loss(module, name, margin=1.0):
+    layer = {
         "name": "loss",
         "type": "Python",
         "bottom": ["fc_embedding", "label"],
         "top": "loss",
         "loss_weight": because(1, "Caffe does not take a Python layer for a loss without it"),
-        "python_param": {"module": module, "layer": layer, "param_str": json.dumps({"margin": margin})},
+        "python_param": {"module": module, "layer": name, "param_str": json.dumps({"margin": margin})},
     }
-
-
-def lifted_structured_loss(margin=1.0):
-    return [python_loss("lifted_structured_loss_layer", "LiftedStructuredLossLayer", margin)]
-
-
-def triplet_loss(margin=1.0):
-    return [python_loss("triplet_loss_layer", "TripletLossLayer", margin)]
-
-
-def contrastive_loss(margin=1.0):
-    """Caffe's own layers: the batch's halves are the two sides of its pairs, and equal class ids make a pair similar."""
-
-    def layer(name, kind, bottom, top, **parameters):
-        return {"name": name, "type": kind, "bottom": bottom, "top": top, **parameters}
-
-    halves = {"slice_param": {"axis": 0}}
-    return [
-        because(
-            layer("embedding_halves", "Slice", "fc_embedding", ["embedding_left", "embedding_right"], **halves),
-            "a batch holds the left images of its pairs, then the right ones",
-        ),
-        layer("label_halves", "Slice", "label", ["label_left", "label_right"], **halves),
-        because(
-            layer("label_difference", "Eltwise", ["label_left", "label_right"], "label_difference",
-                  eltwise_param={"operation": Enum("SUM"), "coeff": [1, -1]}),
-            "from here to `similar`: 1 where the two class ids are equal, 0 where they are not",
-        ),
-        layer("label_distance", "AbsVal", "label_difference", "label_distance"),
-        layer("different", "Threshold", "label_distance", "different", threshold_param={"threshold": 0.5}),
-        layer("similar", "Power", "different", "similar", power_param={"scale": -1, "shift": 1}),
-        layer("loss", "ContrastiveLoss", ["embedding_left", "embedding_right", "similar"], "loss",
-              contrastive_loss_param={"margin": margin}),
-    ]  # fmt: skip
-
-
-LOSSES = {"lifted": lifted_structured_loss, "contrastive": contrastive_loss, "triplet": triplet_loss}
-PLANS = {"lifted": "pairs.npz", "contrastive": "pairs.npz", "triplet": "triplets.npz"}
+    return because(layer, "margin 1: paper, section 5")

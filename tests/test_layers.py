@@ -7,7 +7,7 @@ import pytest
 
 from layer_support import read_param_str
 from lifted_structured_loss import lifted_structured_loss
-from prototxt.layers import contrastive_loss
+from prototxt.methods.contrastive import loss as contrastive_loss
 from prototxt.text import render
 from triplet_loss import triplet_loss
 

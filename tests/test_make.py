@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-from prototxt import demo, paper
-from prototxt.layers import LOSSES
+from prototxt import generate
+from prototxt.records import methods, trunks
 from tools import experiment, verbs
 
 HOSTILE = '\'; touch pwned; "$(touch pwned)" `touch pwned` $(shell touch pwned) ${TEST} $$HOME \\\n\ttouch pwned #'
@@ -50,8 +50,8 @@ def test_every_verb_is_in_both_places_and_takes_what_its_help_says():
     assert {name for names in verbs.VERBS.values() for name in names} == set(verbs.VARIABLES)
     train = set(re.findall(r"\[([A-Z_]+)=", helped["train"]))
     assert train == set(verbs.VERBS["train"]) - {"MIRROR"}
-    assert tuple(LOSSES) == verbs.METHODS and verbs.PAPER == paper.SETS
-    assert verbs.SIZES == tuple(map(str, paper.SIZES)) == tuple(map(str, demo.SIZES))
+    assert tuple(sorted(methods())) == verbs.METHODS and tuple(trunks()) == verbs.NETS
+    assert generate.SETS == verbs.PAPER and tuple(map(str, generate.SIZES)) == verbs.SIZES
 
 
 def test_help_begins_with_what_most_come_for(home):

@@ -20,7 +20,10 @@ from data_prep.files import locked
 from data_prep.folder import read_images
 from data_prep.imagenet import MEAN_SHA1
 from prototxt import own
+from prototxt.records import methods, trunks
 from tools.own import choose_batch, choose_iterations, choose_net
+
+SMALL, GOOGLENET = trunks()["small"], trunks()["googlenet"]
 
 
 @pytest.fixture
@@ -173,12 +176,12 @@ def test_a_set_is_not_replaced_under_its_runs(checkout, tmp_path):
 
 
 def test_choices():
-    assert choose_net(None, None)[0] == own.SMALL and choose_net(None, "file")[0] == own.GOOGLENET
-    assert "random weights" in choose_net(own.GOOGLENET, None)[1]
-    with pytest.raises(ValueError, match="these weights are for GoogLeNet"):
-        choose_net(own.SMALL, "file")
-    assert repr(choose_iterations(7580, 128, own.SMALL)) == "3000"  # the demo's; Caffe takes no 3000.0
-    assert choose_iterations(100, 128, own.SMALL) == 500 and choose_iterations(10**6, 128, own.SMALL) == 6000
+    assert choose_net(None, None)[0] == SMALL and choose_net(None, "file")[0] == GOOGLENET
+    assert "random weights" in choose_net("googlenet", None)[1]
+    with pytest.raises(ValueError, match="NET=googlenet"):
+        choose_net("small", "file")
+    assert repr(choose_iterations(7580, 128, SMALL)) == "3000"  # the demo's; Caffe takes no 3000.0
+    assert choose_iterations(100, 128, SMALL) == 500 and choose_iterations(10**6, 128, SMALL) == 6000
     labels = np.repeat(np.arange(50), 5)
     assert choose_batch(labels, "pairs")[0] == 128 and choose_batch(labels, "triplets")[0] == 120
     assert choose_batch([0, 0, 1, 1], "pairs")[0] == 4  # 6 positive pairs with self-pairs, 8 negative ones: all are used
@@ -191,9 +194,9 @@ def test_choices():
         choose_batch([0, 1], "triplets")
 
 
-@pytest.mark.parametrize("kind, size", [(own.SMALL, 64), (own.SMALL, 96), (own.GOOGLENET, 256)])
-def test_the_nets_load(caffe, tmp_path, kind, size):
-    files = own.files("x", kind, "lifted", 32, size, True, "pairs.npz", 700, tmp_path)
+@pytest.mark.parametrize("trunk, size", [(SMALL, 64), (SMALL, 96), (GOOGLENET, 256)])
+def test_the_nets_load(caffe, tmp_path, trunk, size):
+    files = own.files("x", trunk, methods()["lifted"], 32, size, True, "pairs.npz", 700, tmp_path)
     (tmp_path / "deploy.prototxt").write_text(files["deploy.prototxt"])
     net = caffe.Net(str(tmp_path / "deploy.prototxt"), caffe.TEST)
     assert net.blobs["data"].data.shape[2:] == {64: (56, 56), 96: (84, 84), 256: (227, 227)}[size]

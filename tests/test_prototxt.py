@@ -12,6 +12,7 @@ from google.protobuf import text_format
 
 from prototxt import own
 from prototxt.generate import files, is_committed
+from prototxt.records import methods, trunks
 from prototxt.text import Enum, because, render
 
 FILES = files()
@@ -32,8 +33,7 @@ def test_what_is_not_committed_is_ignored_by_git():
 
 
 def test_generate_writes_one_folder_on_request(tmp_path):
-    shutil.copytree(ROOT / "prototxt", tmp_path / "prototxt", ignore=lambda folder, names: [n for n in names if n != "generate.py"
-                    and not n.endswith(".py")])  # fmt: skip
+    shutil.copytree(ROOT / "prototxt", tmp_path / "prototxt", ignore=shutil.ignore_patterns("*.prototxt", "__pycache__"))
     code = "import sys; sys.path.insert(0, '.'); from prototxt.generate import main; main(sys.argv[1:])"
     ended = subprocess.run([sys.executable, "-c", code, "sop/triplet_256"], cwd=tmp_path, text=True, capture_output=True)
     assert ended.returncode == 0, ended.stderr
@@ -71,7 +71,7 @@ CHOSEN = {"lifted": (0.001, 0.05), "contrastive": (0.0003, 0.005), "triplet": (0
 @pytest.mark.parametrize("method, base_lr, weight_decay", [(method, *values) for method, values in CHOSEN.items()])
 def test_small_solvers(method, base_lr, weight_decay):
     """The demo's, and what own images are trained with: the same but for their length."""
-    own_solver = own.files("x", own.SMALL, method, 64, 64, True, "pairs.npz", 700, "folder")["solver.prototxt"]
+    own_solver = own.files("x", trunks()["small"], methods()[method], 64, 64, True, "pairs.npz", 700, "folder")["solver.prototxt"]
     for solver, length in (
         (parse(f"demo/{method}_64/solver.prototxt", SolverParameter()), 3000),
         (text_format.Parse(own_solver, SolverParameter()), 700),
@@ -86,7 +86,8 @@ def test_small_solvers(method, base_lr, weight_decay):
 def test_googlenet_solver_of_own_images():
     """The authors' values for Online Products, a tenth for the last fifth."""
     solver = SolverParameter()
-    text_format.Parse(own.files("x", own.GOOGLENET, "lifted", 64, 256, True, "pairs.npz", 1000, "f")["solver.prototxt"], solver)
+    files = own.files("x", trunks()["googlenet"], methods()["lifted"], 64, 256, True, "pairs.npz", 1000, "f")
+    text_format.Parse(files["solver.prototxt"], solver)
     assert (solver.base_lr, solver.weight_decay, solver.momentum, solver.gamma) == pytest.approx((1e-4, 2e-4, 0.9, 0.1))
     assert (solver.stepsize, solver.max_iter) == (800, 1000)
 

@@ -20,7 +20,7 @@ from conftest import ROOT, build_set, draw_images, start, stock_caffe, tool, wri
 
 from data_prep.batch_plan import ensure_plan
 from pair_batch import ImageDatabase, read_mean
-from prototxt.layers import contrastive_loss
+from prototxt.methods.contrastive import loss as contrastive_loss
 from prototxt.text import render
 from tools.caffe_files import read_binary
 from tools.device import loaded

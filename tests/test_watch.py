@@ -11,7 +11,7 @@ from caffe_pb2 import NetParameter
 from conftest import tool, write_solver
 
 from pair_batch import ImageDatabase
-from prototxt.layers import contrastive_loss
+from prototxt.methods.contrastive import loss as contrastive_loss
 from prototxt.text import render
 from tools.watch import Watch
 

@@ -19,12 +19,12 @@ import sys
 from pathlib import Path
 
 from data_prep.batch_plan import OWN_BATCH
+from prototxt.records import methods, trunks
 from tools import verbs
 
 # The K of Recall@K that the literature reports for each set.
 KS = {"cub": "1,2,4,8", "cars196": "1,2,4,8", "sop": "1,10,100,1000"}
 BVLC = "data/bvlc_googlenet.caffemodel"
-ONE_THREAD = 1  # the demo's matrices are small: with two threads OpenBLAS takes half as long again as with one
 
 
 def step(script, *words, threads=None, **options):
@@ -70,7 +70,7 @@ class Experiment:
         self.set = f"{name}_holdout" if "HOLDOUT" in given else name
         self.data = Path("data", self.set)
         self.method, self.dim = given.get("METHOD", "lifted"), given.get("DIM", "64")
-        self.plans = "triplets" if self.method == "triplet" else "pairs"
+        self.plans = "pairs" if self.method == "pool5" else methods()[self.method].plan
         self.batch = int(given.get("BATCH", OWN_BATCH[self.plans]))
         self.authors = given.get("RECIPE") == "authors"
         self.seed = given.get("SEED", "1")
@@ -128,7 +128,7 @@ class Demo(Experiment):
 
     def cell(self):
         """From the set to the scores."""
-        self.fit(threads=ONE_THREAD)
+        self.fit(threads=trunks()["small"].threads)
         features, untrained = self.folder / "features.npz", self.folder / "features_untrained.npz"
         for name, out in (("model", features), ("snapshot_iter_0", untrained)):
             weights = self.folder / f"{name}.caffemodel"
@@ -197,15 +197,15 @@ class Paper(Experiment):
         step("tools/plots.py", runs=runs, published=self.set, out=runs / "curves.png")
 
 
-def sweep(experiment, methods, dims, seeds, batches=None):
+def sweep(experiment, losses, dims, seeds, batches=None):
     """Cells of a sweep, side by side as -j says. What is the same for all cells goes to each as it was typed."""
     get = experiment.given.get
     jobs = re.search(r"(?:^| )-j(\d*)", os.environ.get("MAKEFLAGS", ""))
     shared = ("ITERS", "RECIPE", "WEIGHTS", "GPU", "SAVE_MINUTES", "KEEP")
     options = {name.lower(): get(name) for name in ("ENGINE", "PARTITION", "ACCOUNT", "GPUS", "CPUS", "MINUTES")}
     options |= {"with": [f"{name}={get(name)}" for name in shared if get(name)], "jobs": (jobs[1] or os.cpu_count()) if jobs else 1}
-    seeds, methods = get("SEEDS", seeds), get("METHODS", methods)
-    step("tools/sweep.py", set=experiment.set, methods=methods, dims=dims, seeds=seeds, batches=batches, **options)
+    options |= {"methods": get("METHODS", losses), "seeds": get("SEEDS", seeds)}
+    step("tools/sweep.py", set=experiment.set, dims=dims, batches=batches, **options)
 
 
 def own_images(given):
@@ -230,7 +230,7 @@ def do(verb, given):
             experiment.weights()
             experiment.make_data()
         if what == "reproduce":
-            sweep(experiment, "lifted,contrastive,triplet,pool5", given.get("DIMS", ",".join(verbs.SIZES)), "1", given.get("BATCH"))
+            sweep(experiment, ",".join((*methods(), "pool5")), given.get("DIMS", ",".join(verbs.SIZES)), "1", given.get("BATCH"))
         elif what == "ablation":
             sweep(experiment, "lifted", experiment.dim, "1", given.get("BATCHES", "32,48,64,128"))
         else:
@@ -242,11 +242,11 @@ def do(verb, given):
         demo = Demo("demo", given)
         if verb == "train-demo":
             demo.make_data()
-            demo.fit(threads=ONE_THREAD)
+            demo.fit(threads=trunks()["small"].threads)
         elif verb == "demo-all":
             demo.make_data()
             demo.raw_pixels()
-            sweep(demo, ",".join(verbs.METHODS), given.get("DIMS", "64"), "1,2,3")
+            sweep(demo, ",".join(methods()), given.get("DIMS", "64"), "1,2,3")
         else:
             {"data-demo": demo.make_data, "demo": demo.whole, "cell-demo": demo.cell}[verb]()
 

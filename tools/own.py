@@ -28,16 +28,12 @@ from data_prep.folder import read_images
 from data_prep.imagenet import check_file
 from data_prep.write_set import read_set
 from prototxt import own
-from prototxt.layers import LOSSES
+from prototxt.records import methods, trunks
 from tools.experiment import step
 from tools.verbs import NAME, VARIABLES
 
 LEAST = 4  # classes: two to train, and two to measure on, for with one of them every answer is right
 TAKEN = ("cub", "cars196", "sop", "demo", "demo_holdout", "downloads", "figures")  # names of data/ and runs/
-# Passes over the training images, the demo's and about the paper's on Online Products; and what they are kept between.
-PASSES = {own.SMALL: 50, own.GOOGLENET: 40}
-ITERATIONS = {own.SMALL: (500, 6000), own.GOOGLENET: (1000, 20000)}
-SIZE = {own.SMALL: 64, own.GOOGLENET: 256}  # pixels of the stored images
 TEST = 0.2  # share of the classes that the report is about; half of them where there are fewer than
 FEW = 20
 WASTE = 0.1  # share of the negative pairs that may be cut
@@ -45,21 +41,21 @@ SMALLER = {"pairs": (128, 64, 32, 16, 8, 4), "triplets": (120, 60, 30, 15, 6, 3)
 
 
 def choose_net(asked, weights):
-    """The kind of net, and a sentence that says why."""
-    kind = asked or (own.GOOGLENET if weights else own.SMALL)
-    if kind == own.SMALL and weights:
-        raise ValueError(f"{weights}: these weights are for GoogLeNet (NET=googlenet); the small net starts at random")
-    if kind == own.SMALL:
-        return kind, (
+    """The Trunk, and a sentence that says why."""
+    trunk = trunks()[asked or ("googlenet" if weights else "small")]
+    if weights and trunk.mean == "own":
+        raise ValueError(f"{weights}: these weights are for another net (NET=googlenet); the {trunk.name} net starts at random")
+    if trunk.mean == "own":
+        return trunk, (
             "The small net of the demo, three convolutions from random weights: a CPU trains it in minutes. With "
             "WEIGHTS=<bvlc_googlenet.caffemodel> GoogLeNet is trained from it, which wants a GPU or days."
         )
     if not weights:
         return (
-            kind,
-            "GoogLeNet from random weights: it learns little from a few thousand images; WEIGHTS=<file> starts it from others.",
+            trunk,
+            f"{trunk.title} from random weights: it learns little from a few thousand images; WEIGHTS=<file> starts it otherwise.",
         )
-    return kind, f"GoogLeNet, from {weights}."
+    return trunk, f"{trunk.title}, from {weights}."
 
 
 def choose_batch(labels, kind):
@@ -85,10 +81,10 @@ def choose_batch(labels, kind):
     raise ValueError(f"training images: {problem}")
 
 
-def choose_iterations(images, batch, kind):
+def choose_iterations(images, batch, trunk):
     """Iterations for so many training images: a number of passes over them, in whole hundreds, within bounds."""
-    least, most = ITERATIONS[kind]
-    return min(most, max(least, int(round(PASSES[kind] * images / batch, -2))))
+    least, most = trunk.iterations
+    return min(most, max(least, int(round(trunk.passes * images / batch, -2))))
 
 
 def write_nets(run, files):
@@ -109,7 +105,7 @@ def write_nets(run, files):
                 aside.write_text(text)
 
 
-def make_set(arguments, kind, size):
+def make_set(arguments, trunk, size):
     """Make data/<name>; returns the Folder of images and the labels of those that train. ValueError where there are too few."""
     data_set = Path("data", arguments.name)
     found = read_images(arguments.images)  # what is mistyped shows before a folder is made
@@ -125,7 +121,7 @@ def make_set(arguments, kind, size):
             "at least, for with one of them every answer is right"
         )
     with locked(data_set, "making a set"):
-        mean = "imagenet" if kind == own.GOOGLENET and arguments.weights else "own"
+        mean = trunk.mean if arguments.weights else "own"
         options = {"mean": mean, "replace": why_not_replaced(arguments.name)}
         build(
             arguments.images,
@@ -148,25 +144,25 @@ def make_set(arguments, kind, size):
     return found, labels_of(data_set / "train.csv")
 
 
-def plan(arguments, kind, labels):
+def plan(arguments, trunk, labels):
     """(kind of plan, images a batch, iterations): what was asked for, and the rest chosen by the training images."""
-    plans = "triplets" if arguments.method == "triplet" else "pairs"
+    plans = methods()[arguments.method].plan
     batch, batches = choose_batch(labels, plans)
-    iterations = arguments.iterations or choose_iterations(len(labels), batch, kind)
+    iterations = arguments.iterations or choose_iterations(len(labels), batch, trunk)
     print(f"training: {len(labels):,} images, {batch} a batch ({batches:,} batches), {iterations:,} iterations", flush=True)
     return plans, batch, iterations
 
 
-def fit(arguments, kind, size, folder, plans, batch, iterations):
+def fit(arguments, trunk, size, folder, plans, batch, iterations):
     """Write the plan and the nets, train, and make a model of it."""
     data_set, net = Path("data", arguments.name), folder / "net"
     ensure_plan(data_set, plans, batch)
     mirror, plan_name = not arguments.no_mirror, plan_file(batch, plans)
-    files = own.files(arguments.name, kind, arguments.method, arguments.dim, size, mirror, plan_name, iterations, net)
+    method = methods()[arguments.method]
+    files = own.files(arguments.name, trunk, method, arguments.dim, size, mirror, plan_name, iterations, net)
     write_nets(folder, files)
-    threads = 1 if kind == own.SMALL else None  # its matrices are small: two threads take longer than one
     given = {name: getattr(arguments, name) for name in ("seed", "weights", "gpu", "save_minutes", "keep")}
-    step("tools/train.py", threads=threads, solver=net / "solver.prototxt", set=data_set, run=folder, batch=batch, **given)
+    step("tools/train.py", threads=trunk.threads, solver=net / "solver.prototxt", set=data_set, run=folder, batch=batch, **given)
     step("tools/model_folder.py", set=data_set, run=folder, net=net / "deploy.prototxt")
 
 
@@ -187,15 +183,15 @@ def score(name, size, folder, again, gpu=None):
 
 
 def read_arguments():
-    """What the person asked for, the kind of net and the size of the images; leaves with a message for what cannot be."""
+    """What the person asked for, the Trunk and the size of the images; leaves with a message for what cannot be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=user_path, required=True, help="folder with a folder for each class, or list.csv (DATA)")
     parser.add_argument("--name", required=True, help="of the set: data/<name>, runs/<name> (NAME)")
-    parser.add_argument("--method", choices=tuple(LOSSES), default="lifted", help="the loss (METHOD)")
+    parser.add_argument("--method", choices=tuple(methods()), default="lifted", help="the loss (METHOD)")
     parser.add_argument("--dim", type=int, default=64, help="size of the embedding (default 64; DIM)")
     parser.add_argument("--seed", type=int, default=1, help="of the training (default 1; SEED)")
     parser.add_argument("--split", type=int, default=1, help="seed of the split of the classes (default 1; SPLIT)")
-    parser.add_argument("--net", choices=(own.SMALL, own.GOOGLENET), help="default: googlenet with --weights, else small (NET)")
+    parser.add_argument("--net", choices=tuple(trunks()), help="default: googlenet with --weights, else small (NET)")
     parser.add_argument("--weights", type=user_path, help=".caffemodel to start GoogLeNet from (WEIGHTS)")
     parser.add_argument("--size", type=int, help="pixels a side of the stored images (default 64, GoogLeNet 256; SIZE)")
     parser.add_argument("--iterations", type=int, help="default by the number of training images (ITERS)")
@@ -228,22 +224,23 @@ def read_arguments():
         parser.error(f"--test (TEST=) must lie between 0 and 1, not {arguments.test}")
     if arguments.weights:
         check_file(arguments.weights)
-    kind, why = choose_net(arguments.net, arguments.weights)
-    size = arguments.size or SIZE[kind]
-    if (kind == own.GOOGLENET and size != SIZE[kind]) or own.crop_of(kind, size) < own.SMALLEST_CROP:
-        parser.error(f"--size {size} (SIZE=): GoogLeNet takes images of 256 pixels, the small net of 19 at least")
+    trunk, why = choose_net(arguments.net, arguments.weights)
+    size = arguments.size or trunk.image
+    if size != trunk.image and (trunk.least is None or own.crop_of(trunk, size) < trunk.least):
+        taken = trunk.image if trunk.least is None else f"{-(-trunk.least * trunk.image // trunk.crop)} at least"
+        parser.error(f"--size {size} (SIZE=): {trunk.title} takes images of {taken}")
     print(f"net: {why}", flush=True)
-    return arguments, kind, size
+    return arguments, trunk, size
 
 
 def main():
-    arguments, kind, size = read_arguments()
-    found, labels = make_set(arguments, kind, size)
-    plans, batch, iterations = plan(arguments, kind, labels)
+    arguments, trunk, size = read_arguments()
+    found, labels = make_set(arguments, trunk, size)
+    plans, batch, iterations = plan(arguments, trunk, labels)
     suffix = "" if batch == OWN_BATCH[plans] else f"_m{batch}"
     folder = Path("runs", arguments.name, f"{arguments.method}_{arguments.dim}{suffix}", arguments.run)
     with locked(folder / "net", "at work"):  # a second call of this run must not write another solver
-        fit(arguments, kind, size, folder, plans, batch, iterations)
+        fit(arguments, trunk, size, folder, plans, batch, iterations)
         score(arguments.name, size, folder, arguments.again, arguments.gpu)
     print(
         f"report: {folder}/report.html\n"

@@ -29,10 +29,11 @@ from pathlib import Path
 from data_prep.batch_plan import ensure_plan
 from data_prep.files import read_record
 from prototxt.generate import ensure_net
+from prototxt.records import methods
 from tools.cell import BUSY, DONE, STOPPED, Cell
 from tools.published import own_batch
 
-METHODS = ("lifted", "contrastive", "triplet", "pool5")
+METHODS = (*methods(), "pool5")
 ALIVE = (
     "PENDING",
     "CONFIGURING",
@@ -74,7 +75,7 @@ def prepare(data_set, cells):
     """Write the nets and batch plans that the cells read, before they run side by side."""
     for given in (cell.given for cell in cells if cell.given["METHOD"] != "pool5"):
         ensure_net(f"{data_set.removesuffix('_holdout')}/{given['METHOD']}_{given['DIM']}")
-        ensure_plan(Path("data", data_set), "triplets" if given["METHOD"] == "triplet" else "pairs", given["BATCH"])
+        ensure_plan(Path("data", data_set), methods()[given["METHOD"]].plan, given["BATCH"])
 
 
 def here(cells, jobs, threads):

@@ -8,11 +8,19 @@ A variable counts where it was typed behind `make`. One of the environment does 
 import difflib
 import re
 import sys
+from pathlib import Path
 
 WHOLE, POSITIVE, NAME = r"[0-9]{1,9}", r"[1-9][0-9]{0,8}", r"[A-Za-z0-9][A-Za-z0-9._-]*"
 LETTERS = "letters, digits, dots, - and _, the first a letter or a digit"
 LISTED = "{0}(,{0})*"
-METHODS = ("lifted", "contrastive", "triplet")
+
+
+def _files(folder):
+    """The names of the records in a folder of prototxt/: each is one file."""
+    return tuple(sorted(path.stem for path in (Path(__file__).parent.parent / "prototxt" / folder).glob("[a-z]*.py")))
+
+
+METHODS, NETS = _files("methods"), _files("trunks")
 SIZES = ("64", "128", "256", "512")
 PAPER = ("cub", "cars196", "sop")
 
@@ -20,13 +28,13 @@ PAPER = ("cub", "cars196", "sop")
 VARIABLES = {
     "DATA": (None, "", "folder with a folder of images for each class, or list.csv with the columns path and class"),
     "NAME": (NAME, LETTERS, "what the set is called: data/<NAME>, runs/<NAME>"),
-    "NET": ("small|googlenet", "small or googlenet", "the net (default googlenet with WEIGHTS=, else small)"),
+    "NET": ("|".join(NETS), f"one of {', '.join(NETS)}", "the net (default googlenet with WEIGHTS=, else small)"),
     "SIZE": (POSITIVE, "a number of pixels", "pixels a side of the stored images (default 64, for GoogLeNet 256)"),
     "TEST": (r"0?\.[0-9]*[1-9][0-9]*", "above 0 and below 1", "share of the classes kept for the report"),
     "SPLIT": (WHOLE, "a whole number", "seed of the choice of those classes (default 1)"),
     "MIRRORED": ("yes|no", "yes or no", "no: images are not mirrored in training, as for letters, text and logos"),
     "DUPLICATES": ("keep|drop", "keep or drop", "drop: leave out images that stand in several classes"),
-    "METHOD": ("|".join((*METHODS, "pool5")), "lifted, contrastive or triplet; on the paper's sets also pool5", "the loss"),
+    "METHOD": ("|".join((*METHODS, "pool5")), f"one of {', '.join(METHODS)}; on the paper's sets also pool5", "the loss"),
     "DIM": (POSITIVE, "a number of dimensions", "dimensions of the embedding (default 64)"),
     "SEED": (WHOLE, "a whole number", "starting weights, crops, mirrors, dropout (default 1)"),
     "RUN": (NAME, LETTERS, "the run's folder (default seed<SEED>)"),
@@ -45,7 +53,7 @@ VARIABLES = {
     "HOLDOUT": ("1", "1, or left out", "1: score a tenth of the training classes, held out"),
     "METHODS": (
         LISTED.format(f"({'|'.join((*METHODS, 'pool5'))})"),
-        "of lifted, contrastive, triplet, pool5; commas between",
+        f"of {', '.join(METHODS)}, pool5; commas between",
         "losses of a sweep",
     ),
     "DIMS": (LISTED.format(POSITIVE), "numbers, commas between", "dimensions of a sweep"),

@@ -5,6 +5,8 @@ BVLC's name, shape, fillers and multipliers, so that bvlc_googlenet.caffemodel, 
 """
 
 from prototxt.layers import convolution, pooling
+from prototxt.records import Trunk
+from prototxt.text import because
 
 # Outputs of the convolutions of each inception module (Szegedy et al. 2015, table 1).
 INCEPTION = {
@@ -65,7 +67,7 @@ def inception(module, bottom):
     ]
 
 
-def trunk():
+def layers():
     """The layers from `data`, (n, 3, 227, 227), to `pool5/7x7_s1`, (n, 1024, 1, 1)."""
     return [
         *conv("conv1", "7x7_s2", "data", 64, pad=3, kernel_size=7, stride=2),
@@ -95,3 +97,22 @@ def trunk():
             "dropout_param": {"dropout_ratio": 0.4},
         },
     ]
+
+
+TRUNK = Trunk(
+    name="googlenet",
+    title="GoogLeNet",
+    about="""\
+BVLC GoogLeNet (models/bvlc_googlenet of Caffe) without its two auxiliary classifiers and loss3/classifier, and one new
+layer, fc_embedding. The rest has BVLC's names, shapes, fillers, learning rates and dropout, so that
+bvlc_googlenet.caffemodel, which the paper starts from, loads into every layer but fc_embedding.""",
+    layers=layers,
+    last="pool5/7x7_s1",
+    image=256,
+    crop=227,
+    least=None,
+    mean="imagenet",
+    filler=because({"type": "xavier"}, "the authors' nets"),
+    passes=40,  # about the paper's on Online Products
+    iterations=(1000, 20000),
+)
