@@ -25,6 +25,11 @@ def shown(method):
     return call
 
 
+def warn(text):
+    """Say what does not stop a training and should not pass unseen; on standard error, where Caffe's own log is."""
+    print(f"WARNING: {text}", file=sys.stderr, flush=True)
+
+
 def read_param_str(text, layer, **parameters):
     """Parse `text` and return a dict with one entry for each of `parameters`.
 

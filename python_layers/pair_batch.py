@@ -10,8 +10,12 @@ from typing import ClassVar
 
 import lmdb
 import numpy as np
-from caffe_pb2 import BlobProto, Datum
 from google.protobuf.message import DecodeError
+
+try:
+    from caffe_pb2 import BlobProto, Datum
+except ImportError:  # taken alone, beside another pycaffe
+    from caffe.proto.caffe_pb2 import BlobProto, Datum
 
 LABELS = 1 << 24  # labels are float32 in Caffe, where from here on two of them are one
 

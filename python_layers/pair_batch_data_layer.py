@@ -14,9 +14,10 @@ class PairBatchData(caffe.Layer):
         """No bottoms. Tops: data (m, channels, crop, crop), mean subtracted; label (m,), class ids.
 
         Batch number i, counted from 0, is row i mod n of the plan. In TRAIN each image is cropped and mirrored at
-        random, as a function of (seed, i) alone; in TEST all crops are centre crops, not mirrored. i is kept in the
-        layer's own blob, so Caffe's snapshots carry it and a resumed training goes on at the right batch. For that
-        the layer's name must not be one that the starting weights have.
+        random, as a function of (seed, i) alone; i is kept in the layer's own blob, so Caffe's snapshots carry it and a
+        resumed training goes on at the right batch. For that the layer's name must not be one that the starting
+        weights have. In TEST all crops are centre crops, not mirrored, and i is counted apart from the blob: Caffe
+        shares the blobs of layers of one name between the training net and its test nets.
 
         param_str, JSON:
             lmdb        path, required: raw Datums, uint8, as data_prep and convert_imageset write them
@@ -47,6 +48,7 @@ class PairBatchData(caffe.Layer):
         self.batches = PairBatches(random=self.phase == caffe.TRAIN, **parameters)
         self.blobs.add_blob(1)
         self.blobs[0].data[...] = 0
+        self.tested = 0
         top[0].reshape(*self.batches.shape)
         top[1].reshape(self.batches.shape[0])
 
@@ -55,7 +57,16 @@ class PairBatchData(caffe.Layer):
 
     @shown
     def forward(self, bottom, top):
+        if self.phase == caffe.TEST:
+            self.batches.read(self.tested, top[0].data, top[1].data)
+            self.tested += 1
+            return
         counter = self.blobs[0].data
+        if counter[0] != int(counter[0]):
+            raise ValueError(
+                f"PairBatchData: the batch counter is {counter[0]}: the solver trains it as if it were a weight. Add this "
+                "line to the layer:  param { lr_mult: 0 decay_mult: 0 }"
+            )
         self.batches.read(int(counter[0]), top[0].data, top[1].data)
         counter[0] += 1
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import write_solver
 
 from layer_support import read_param_str
 from lifted_structured_loss import lifted_structured_loss
@@ -63,6 +64,44 @@ def test_loss_layer_refuses_nan_and_says_which_row(caffe, tmp_path):
 def test_loss_layer_refuses_another_number_of_labels(caffe, tmp_path):
     with pytest.raises(ValueError, match="12 embeddings but 10 labels"):
         loss_net(caffe, tmp_path, labels=10)
+    path = tmp_path / "loss.prototxt"
+    path.write_text(
+        LOSS_NET.format(weight=1, param="", dims="", labels=12).replace('bottom: "x" bottom: "y"', 'bottom: "y" bottom: "x"')
+    )
+    with pytest.raises(ValueError, match="swapped"):
+        caffe.Net(str(path), caffe.TRAIN)
+
+
+@pytest.mark.parametrize("weight, scaled", [("1", False), ("0", False), ("0", True)])
+def test_a_loss_that_trains_nothing_says_so(caffe, tmp_path, capfd, weight, scaled):
+    """Without a loss_weight Caffe passes no gradient on; a weight on a later layer is one."""
+    loss_net(caffe, tmp_path)
+    text = (tmp_path / "loss.prototxt").read_text().replace("loss_weight: 1", f"loss_weight: {weight}" if weight != "0" else "")
+    if scaled:
+        text += 'layer { name: "half" type: "Power" bottom: "loss" top: "half" loss_weight: 1 power_param { scale: 0.5 } }'
+    (tmp_path / "loss.prototxt").write_text(text)
+    for phase in (caffe.TEST, caffe.TRAIN):
+        net = caffe.Net(str(tmp_path / "loss.prototxt"), phase)
+        net.blobs["x"].data[...] = np.random.default_rng(0).normal(size=(12, 5))
+        net.blobs["y"].data[...] = np.arange(12) // 2
+        for _ in range(4):
+            net.forward()
+            net.backward()
+    assert capfd.readouterr().err.count("loss_weight: 1") == (weight == "0" and not scaled)
+
+
+@pytest.mark.parametrize(
+    "labels, said", [(np.zeros(12), "one class"), (np.arange(12), "class of its own"), (np.arange(12) // 2, None)]
+)
+def test_batches_that_teach_nothing_are_said_once(caffe, tmp_path, capfd, labels, said):
+    net = loss_net(caffe, tmp_path)
+    net.blobs["x"].data[...] = np.random.default_rng(0).normal(size=(12, 5))
+    net.blobs["y"].data[...] = labels
+    for _ in range(25):
+        net.forward()
+        net.backward()
+    found = capfd.readouterr().err
+    assert found.count("WARNING") == (said is not None) and (said or "") in found
 
 
 @pytest.mark.parametrize(
@@ -119,6 +158,39 @@ def test_data_layer_keeps_its_counter_in_its_blob(caffe, tmp_path, small_set):
     np.testing.assert_array_equal(net.blobs["data"].data, batches[2][0])
     np.testing.assert_array_equal(net.blobs["label"].data, batches[2][1])
     assert not np.array_equal(batches[2][0], batches[3][0])
+
+
+def test_tests_during_training_leave_the_counter_alone(caffe, tmp_path, small_set):
+    """A data layer of the same name in the TEST phase, BVLC's own convention, has the same blobs: Caffe shares them by name."""
+    solvers = []
+    for name, fields in (("without", {}), ("with", {"test_iter": 3, "test_interval": 4})):
+        path = write_solver(tmp_path / name, small_set, dropout=0.5, **fields)
+        net = tmp_path / name / "net.prototxt"
+        training, rest = net.read_text().split('layer { name: "scale"')
+        both = "".join(
+            training.replace('type: "Python"', f'type: "Python" include {{ phase: {phase} }}', 1) for phase in ("TRAIN", "TEST")
+        )
+        net.write_text(both + 'layer { name: "scale"' + rest)
+        solvers.append(caffe.get_solver(str(path)))
+        for iteration in range(12):
+            caffe.set_random_seed(iteration)
+            solvers[-1].step(1)
+    assert [solver.net.params["pair_batch"][0].data[0] for solver in solvers] == [12, 12]
+    tested = solvers[1].test_nets[0]
+    assert tested.params["pair_batch"][0].data[0] == 12 and tested.blobs["label"].data.any()
+    for name, blobs in solvers[0].net.params.items():
+        for blob, other in zip(blobs, solvers[1].net.params[name]):
+            assert np.array_equal(blob.data, other.data), name
+
+
+def test_a_counter_that_is_trained_is_refused(caffe, tmp_path, small_set):
+    path = write_solver(tmp_path, small_set, base_lr=0.01, weight_decay=0.05)
+    (tmp_path / "net.prototxt").write_text(
+        (tmp_path / "net.prototxt").read_text().replace("param { lr_mult: 0 decay_mult: 0 }", "")
+    )
+    solver = caffe.get_solver(str(path))
+    with pytest.raises(ValueError, match="lr_mult: 0 decay_mult: 0"):
+        solver.step(3)
 
 
 def test_data_layer_counter_survives_save_and_load(caffe, tmp_path, small_set):

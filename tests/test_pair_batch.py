@@ -195,6 +195,21 @@ def test_a_lock_file_that_others_left_does_not_matter(tmp_path, small_set):
     assert len(images) == 30 and images.read(29)[0].shape == (3, 16, 16)
 
 
+def test_taken_alone_it_finds_the_messages_of_another_pycaffe(tmp_path):
+    """Of this project there is pair_batch.py alone; Caffe's messages are where BVLC's build leaves them."""
+    home = tmp_path / "caffe/proto"
+    home.mkdir(parents=True)
+    for folder in (home, home.parent):
+        (folder / "__init__.py").touch()
+    shutil.copy(sys.modules["caffe_pb2"].__file__, home)
+    shutil.copy(sys.modules["pair_batch"].__file__, tmp_path)
+    packages = os.path.dirname(os.path.dirname(np.__file__))
+    paths = f"[{str(tmp_path)!r}, *(path for path in sys.path if 'packages' not in path), {packages!r}]"
+    code = f"import sys; sys.path = {paths}; import pair_batch; print(pair_batch.Datum.__module__)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], text=True, capture_output=True)
+    assert done.stdout == "caffe.proto.caffe_pb2\n", done.stderr
+
+
 def test_plans_that_do_not_fit(tmp_path):
     np.savez(tmp_path / "other.npz", batches=np.zeros((2, 4), np.int32), images=9)
     np.savez(tmp_path / "outside.npz", batches=np.full((2, 4), 10), images=10)

@@ -22,7 +22,7 @@ from data_prep.batch_plan import ensure_plan
 from pair_batch import ImageDatabase, read_mean
 from prototxt.methods.contrastive import loss as contrastive_loss
 from prototxt.text import render
-from tools.caffe_files import read_binary
+from tools.caffe_files import in_copy, read_binary
 from tools.device import loaded
 from tools.features import load_features
 
@@ -134,6 +134,8 @@ def test_a_damaged_snapshot_is_passed_over(trained, tmp_path, small_set):
     done = train(solver, tmp_path / "run", "--seed", 5)
     assert done.returncode == 0 and done.stdout.count("passing over a snapshot") == 2
     assert "going on from iteration 100" in done.stdout
+    aside = {path.name for path in (tmp_path / "run").glob("*.damaged")}  # nothing that was there is lost
+    assert aside == {f"snapshot_iter_{n}.{kind}.damaged" for n in (150, 200) for kind in ("solverstate", "caffemodel")}
     with open(tmp_path / "run" / "log.csv", newline="") as stream:
         assert [int(row["iteration"]) for row in csv.DictReader(stream)] == list(range(1, LENGTH + 1))
     assert_equal_weights(tmp_path / "run" / "model.caffemodel", trained / "run" / "model.caffemodel")
@@ -245,6 +247,11 @@ def test_stock_caffe_shows_what_a_layer_refuses(tmp_path, small_set):
     solver = write_solver(tmp_path / "missing", tmp_path / "nowhere")
     done = stock_caffe("train", "-solver", solver)
     assert done.returncode != 0 and "ERROR in PairBatchData.setup: " in done.stderr and "nowhere/train.lmdb" in done.stderr
+    solver = write_solver(tmp_path / "idle", small_set, iterations=3)
+    net = tmp_path / "idle/net.prototxt"
+    net.write_text(net.read_text().replace("loss_weight: 1", ""))
+    done = stock_caffe("train", "-solver", solver)
+    assert done.returncode == 0 and done.stderr.count("loss_weight: 1") == 1
 
 
 def test_features_of_every_image_once(caffe, trained, small_set, tmp_path):
@@ -315,6 +322,9 @@ def test_a_list_that_is_not_the_lmdb_s(small_set, tmp_path):
         ('lr_policy: "fixed"', 'lr_policy: "fix"', "lr_policy 'fix' is none of Caffe's"),
         ('lr_policy: "fixed"', 'lr_policy: "step" gamma: 0.1', "lr_policy 'step' needs stepsize"),
         ("max_iter: 40", "max_iter: 0", "max_iter must be positive"),
+        ("max_iter: 40", "max_iter: 40 iter_size: 2", "iter_size 2"),
+        ("loss_weight: 1", "", "loss_weight: 1"),
+        ("loss_weight: 1", "loss_weight: 0", "loss_weight: 1"),
         ("max_iter: 40", 'max_iter: 40 type: "SDG"', "Unknown solver type: SDG"),
         ("max_iter: 40", 'max_iter: 40 regularization_type: "L3"', "neither L1 nor L2"),
         ("max_iter: 40", 'max_iter: 40 weights: "none.caffemodel"', "Caffe refuses it"),
@@ -565,6 +575,15 @@ def test_which_snapshots_stay(caffe, small_set, tmp_path, monkeypatch):
     assert snapshots.due()
     snapshots.save()
     assert kept("solverstate") == kept("caffemodel") == [0, 4, 8, 11]
+    # Of later iterations, damaged or left by another: what is saved now is not deleted on their account.
+    for later in (50, 60, 70):
+        (tmp_path / f"run/snapshot_iter_{later}.solverstate").write_bytes(b"damaged")
+    solver.step(1)
+    snapshots.save()
+    assert 12 in kept("solverstate")
+    snapshots.restore()
+    assert solver.iter == 12 and kept("solverstate") == kept("caffemodel") == [0, 4, 8, 11, 12]
+    assert (tmp_path / "run/snapshot_iter_60.solverstate.damaged").read_bytes() == b"damaged"
 
 
 def test_a_full_disk_keeps_what_is_there_and_has_a_status_of_its_own(tmp_path, small_set):
@@ -658,6 +677,27 @@ def test_each_iteration_has_a_random_state_of_its_own():
 
     states = {seed_of(seed, iteration) for seed in range(5) for iteration in range(200)}
     assert len(states) == 1000 and seed_of(1, 7) == seed_of(1, 7)
+
+
+def test_dropout_differs_from_iteration_to_iteration(tmp_path, small_set):
+    """One batch, whole images, no learning: the losses differ by what is dropped alone. Without dropout they are one number."""
+    plan = dict(np.load(small_set / "pairs.npz"))
+    np.savez(tmp_path / "pairs.npz", **{**plan, "batches": plan["batches"][:1]})
+    for dropout, different in ((0.5, 4), (0.0, 1)):
+        folder = tmp_path / str(dropout)
+        solver = write_solver(folder, small_set, dropout=dropout, iterations=4, base_lr=0)
+        net = (folder / "net.prototxt").read_text().replace('"crop": 14', '"crop": 16').replace('"mirror": true', '"mirror": false')
+        (folder / "net.prototxt").write_text(net.replace(f"{small_set}/pairs.npz", f"{tmp_path}/pairs.npz"))
+        assert train(solver, folder / "run").returncode == 0
+        with open(folder / "run/log.csv", newline="") as stream:
+            assert len({row["loss"] for row in csv.DictReader(stream)}) == different
+
+
+def test_a_copy_that_is_killed_is_no_word_of_caffe_s():
+    """As the system does where memory runs out: the work is then done without a copy, and no full disk is reported."""
+    assert in_copy(lambda: os.kill(os.getpid(), signal.SIGKILL)) == (False, None)
+    written, refused = in_copy(os.abort)
+    assert written and "signal" in refused and in_copy(lambda: None) == (True, None)
 
 
 def test_which_snapshots_are_scored(tmp_path):

@@ -39,6 +39,19 @@ def test_loss_and_gradients_that_are_not_finite(tmp_path, value):
         found.net.ready()
 
 
+def test_gradients_are_looked_at_as_often_as_asked_and_the_loss_always(tmp_path):
+    found = watch(tmp_path)
+    found.every, found.solver.iter = 5, 4
+    found.net.params["fc"][0].diff[0] = np.nan
+    found.net.ready()
+    found.solver.iter = 5
+    with pytest.raises(ValueError, match="gradient"):
+        found.net.ready()
+    found.solver.iter, found.net.blobs["loss"].data[...] = 6, np.nan
+    with pytest.raises(ValueError, match="loss"):
+        found.net.ready()
+
+
 def test_what_is_said_of_the_iteration(tmp_path):
     found = watch(tmp_path, [(0, 0), (3, 4), (np.nan, 1), (3, 4.5)])
     found.solver.iter = 17

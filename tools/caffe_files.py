@@ -6,6 +6,7 @@ import math
 import os
 import re
 import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,21 @@ def check_solver(solver, path):
         raise ValueError(f"{path}: regularization_type {solver.regularization_type!r} is neither L1 nor L2")
     if solver.max_iter < 1:
         raise ValueError(f"{path}: max_iter must be positive, not {solver.max_iter}")
+    if solver.iter_size > 1:
+        raise ValueError(
+            f"{path}: iter_size {solver.iter_size} is no larger batch for a loss over the pairs of a batch: no pair reaches "
+            "from one pass to the next. A plan of more images a batch is (BATCH=, data_prep/batch_plan.py). The stock "
+            "binary averages the gradients of several batches with it; here log.csv would tell of the last alone"
+        )
+
+
+def check_loss(net, path):
+    """Raise ValueError where no layer of `net`, a NetParameter, has a loss to be made smaller: Caffe would train nothing."""
+    if not any(any(layer.loss_weight) or (layer.type.endswith("Loss") and not layer.loss_weight) for layer in net.layer):
+        last = [layer.name for layer in net.layer if "loss" in layer.top]
+        raise ValueError(
+            f"{path}: trains nothing: no layer has a loss weight. Add this line to the layer {last[-1]!r}:  loss_weight: 1"
+        )
 
 
 def load_modules(net, path):
@@ -44,7 +60,8 @@ def load_modules(net, path):
 def in_copy(work):
     """Call work() in a copy of this process, which Caffe may end: (whether there was a copy, what Caffe said where it ended it).
 
-    There is none with CUDA, which a copy of a process cannot use, nor where memory has no room for one.
+    There is none with CUDA, which a copy of a process cannot use, nor where memory has no room for one. Caffe ends it by
+    SIGABRT; one that is killed was ended from outside, and counts as none.
     """
     reading, writing = os.pipe()
     try:
@@ -63,8 +80,11 @@ def in_copy(work):
         if child is None:
             return False, None
         said = stream.read()
-    if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status):
         return True, None
+    if os.WTERMSIG(status) == signal.SIGKILL:  # not Caffe: where memory runs out, the system ends the copy
+        return False, None
     why = re.search(r"^F\d.*?\] *(.+)$", said, re.MULTILINE)
     return True, why[1] if why else f"it was ended by a signal {said.strip()[-300:]}"
 

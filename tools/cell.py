@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DONE, BUSY, STOPPED = "done", "busy", "stopped"
+# Slurm's warning before a time limit, SIGUSR2, reaches every process; it is for the job, not for the command. (A preexec_fn
+# would run Python between fork and exec, which may hang where there are threads.)
+DEAF = ("/bin/sh", "-c", 'trap "" USR2; exec "$@"', "sh")
 GRACE = 600  # seconds; Slurm's KillWait is 30 unless a cluster says otherwise
 # What a command that was told to end says, or make of it; and its status where no shell stands between.
 STOPPED_WORDS = re.compile(r"the same command goes on$|\] (Interrupt|Terminated|Error 1(30|43))$", re.MULTILINE)
@@ -44,9 +47,16 @@ class Cell:
         with open(self.output, "wb") as output:
             output.write(f"$ {shlex.join(self.command)}\n".encode())
             output.flush()
-            self.process = subprocess.Popen(self.command, cwd=self.home, env=environment, stdout=output, stderr=subprocess.STDOUT,
-                                            stdin=subprocess.DEVNULL, start_new_session=True,
-                                            preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))  # fmt: skip
+            command = [*DEAF, *self.command]
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.home,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         # Not wait(): it holds a lock that checkpoint(), which is called in a signal's handler, would need.
         while (status := self.process.poll()) is None:
             time.sleep(0.1)

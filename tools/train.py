@@ -49,7 +49,17 @@ from data_prep.imagenet import known_weights
 from layer_support import read_param_str
 from lifted_structured_loss import pair_statistics
 from pair_batch import PARAMETERS
-from tools.caffe_files import check_solver, check_state, constructed, in_copy, load_modules, load_weights, read_binary, read_text
+from tools.caffe_files import (
+    check_loss,
+    check_solver,
+    check_state,
+    constructed,
+    in_copy,
+    load_modules,
+    load_weights,
+    read_binary,
+    read_text,
+)
 from tools.device import use_device
 from tools.runs import read_run
 from tools.versions import versions
@@ -156,6 +166,8 @@ def prepare(run, solver, net, settings):
 class Snapshots:
     """Snapshots of a solver that are complete or absent: written aside, renamed, the state last.
 
+    A damaged one is moved aside, under a name of its own, so that it neither counts nor is lost.
+
     Those of every `interval` iterations stay; of others, saved when `minutes` went by, the last `keep`.
     """
 
@@ -204,18 +216,23 @@ class Snapshots:
         with written_aside(state) as aside:
             aside.write_bytes(message.SerializeToString())
         shutil.rmtree(self.folder)
-        for passing in [state for state in self.states() if not self._stays(_iteration(state))][self.keep :]:
+        past = [state for state in self.states() if _iteration(state) <= self.solver.iter]
+        for passing in [state for state in past if not self._stays(_iteration(state))][self.keep :]:
             passing.unlink()  # the state first: without it the weights are no snapshot
             passing.with_suffix(".caffemodel").unlink(missing_ok=True)
         self.saved_at = time.monotonic()
 
     def restore(self):
-        """Go on from the newest snapshot that is whole; one that is not is named and passed over."""
+        """Go on from the newest snapshot that is whole; one that is not is named and moved aside."""
         for state in self.states():
             try:
                 check_state(self.solver.net, state, _iteration(state))
             except ValueError as error:
                 print(f"passing over a snapshot: {error}")
+                for file in (state, state.with_suffix(".caffemodel")):
+                    if file.exists():
+                        file.rename(file.with_name(f"{file.name}.damaged"))
+                print(f"    it is kept as {state.name}.damaged")
                 continue
             self.solver.restore(str(state))
             load_weights(self.solver.net, state.with_suffix(".caffemodel"))
@@ -295,7 +312,8 @@ def train(run, solver_message, net_message, seed, weights, minutes, keep, gpu=No
         print(f"going on from iteration {solver.iter}")
 
     net = solver.net
-    watch = Watch(solver, net_message, run)
+    # On a GPU the gradients would have to be copied here each time.
+    watch = Watch(solver, net_message, run, every=1 if gpu is None else solver_message.display)
     batch = net.blobs["label"].count
     losses, since = [], time.perf_counter()  # of the iterations since the last display
     first, began = solver.iter, since
@@ -393,6 +411,7 @@ def main():
     solver, net = run_files(arguments.solver, run, arguments.seed, arguments.iterations, arguments.set, arguments.batch,
                             arguments.gpu)  # fmt: skip
     check_solver(solver, arguments.solver)
+    check_loss(net, read_text(arguments.solver, SolverParameter()).net)
     load_modules(net, read_text(arguments.solver, SolverParameter()).net)
     settings = {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter, "base_lr": solver.base_lr,
                 "batch": arguments.batch, "data": check_data(net), "weights": known_weights(arguments.weights)}  # fmt: skip

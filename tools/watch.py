@@ -16,11 +16,11 @@ class Watch:
     """Looks at each iteration of a solver between the gradients and the update (Caffe's second callback).
 
     `net_message` is the NetParameter of the solver's net. A loss or a gradient that is not finite is a ValueError, which ends
-    solver.step() before the update.
+    solver.step() before the update. The loss is looked at in each iteration, the gradients in one of `every`.
     """
 
-    def __init__(self, solver, net_message, run):
-        self.solver, self.net, self.run = solver, solver.net, run
+    def __init__(self, solver, net_message, run, every=1):
+        self.solver, self.net, self.run, self.every = solver, solver.net, run, every
         layers = [layer for layer in net_message.layer if layer.python_param.layer == "PairBatchData"]
         self.data_layer = layers[0] if layers else None
         self.lowest, self.lowest_at, self.warned = np.inf, solver.iter, set()
@@ -30,6 +30,8 @@ class Watch:
         loss = float(self.net.blobs["loss"].data)
         if not np.isfinite(loss):
             raise ValueError(f"the loss is {loss}")
+        if self.solver.iter % self.every:
+            return
         for name, blobs in self.net.params.items():
             if not all(np.isfinite(blob.diff).all() for blob in blobs):
                 raise ValueError(f"the gradient of layer {name!r} is not finite")
