@@ -1,6 +1,8 @@
 """Affinity propagation against a literal implementation, scikit-learn and the R package apcluster; and its bisection."""
 
+import itertools
 import json
+import re
 import shutil
 import subprocess
 import warnings
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.cluster import AffinityPropagation
+from sklearn.cluster import AffinityPropagation, KMeans
+from sklearn.metrics import normalized_mutual_info_score
 
 from tools import affinity_propagation
 from tools.affinity_propagation import assign, bisect, cluster, preference_range, similarities
@@ -188,10 +191,45 @@ def test_a_killed_evaluation_goes_on(tmp_path, monkeypatch, capsys):
 
 
 def test_memory_is_asked_for_before_the_work(monkeypatch):
-    monkeypatch.setattr("os.sysconf", lambda name: {"SC_AVPHYS_PAGES": 10**6, "SC_PAGE_SIZE": 4096}[name])
-    with pytest.raises(ValueError, match="of 60,502 images takes 43.9 GB of memory, and 4.1 GB are free; use --clustering kmeans"):
+    monkeypatch.setattr(affinity_propagation, "available_memory", lambda: 4.1e9)
+    with pytest.raises(ValueError, match="of 60,502 images takes 43.9 GB .* 4.1 GB .*--clustering kmeans"):
         affinity_propagation.require_memory(60502)
     affinity_propagation.require_memory(5924)
+
+
+def test_memory_that_the_page_cache_holds_counts_as_available():
+    """Read from this machine: what a file takes in the cache must not be missing."""
+    said = Path("/proc/meminfo").read_text()
+    free, cached = (int(re.search(rf"^{name}: +(\d+) kB", said, re.MULTILINE)[1]) << 10 for name in ("MemFree", "Cached"))
+    assert free < affinity_propagation.available_memory() < free + 1.5 * cached + (1 << 30)
+
+
+@pytest.mark.parametrize(
+    "files, available",
+    [
+        ({}, 23000),
+        ({"memory.max": "max", "memory.current": "9"}, 23000),
+        ({"memory.max": "6000", "memory.current": "5000", "memory.stat": "anon 1\ninactive_file 3000\n"}, 4000),
+        ({"job/memory.max": "6000", "job/memory.current": "5000", "job/memory.stat": "inactive_file 0\n"}, 1000),
+        (
+            {
+                "memory/memory.limit_in_bytes": "6000",
+                "memory/memory.usage_in_bytes": "2000",
+                "memory/memory.stat": "total_inactive_file 500\n",
+            },
+            4500,
+        ),
+        ({"memory/memory.limit_in_bytes": str(2**63 - 4096), "memory/memory.usage_in_bytes": "1"}, 23000),
+    ],
+)
+def test_memory_is_capped_by_the_limit_of_a_container_or_job(tmp_path, files, available):
+    (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemFree: 1 kB\nMemAvailable: 23000 kB\n".replace("23000 kB", "23 kB"))
+    (tmp_path / "cgroup").write_text("4:memory:/\n0::/job\n")
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(text)
+    found = affinity_propagation.available_memory(tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "fs")
+    assert found == (23 << 10 if available == 23000 else available)
 
 
 def test_wrong_input():
@@ -204,6 +242,62 @@ def test_wrong_input():
         cluster(similarity, -1.0)
     with pytest.raises(ValueError, match="must be finite"):
         cluster(similarities(clouds(0, 20)), np.inf)
+
+
+@pytest.mark.parametrize("apart", [0, 1e-7])
+@pytest.mark.parametrize("times", [2, 3, 4, None])
+def test_copies_of_images_are_clustered_as_one(times, apart):
+    """Each image there several times, to the bit or but for rounding: a cluster an image, with all its copies."""
+    random = np.random.default_rng(0)
+    places = random.normal(size=(6, 4))
+    repeats = np.full(6, times) if times else np.array([1, 4, 2, 7, 1, 3])
+    truth = np.repeat(np.arange(6), repeats)
+    points = (places[truth] + apart * random.normal(size=(len(truth), 4))).astype(np.float32)
+    clusters, best, _ = bisect(points, 6)
+    assert len(best.exemplars) == 6 and set(truth[best.exemplars]) == set(range(6))
+    assert len(set(zip(clusters, truth))) == 6
+    clusters, best, _ = bisect(points, 3)
+    assert len(best.exemplars) == 3 and len(set(zip(clusters, truth))) == 6  # no image is apart from its copies
+
+
+def test_a_whole_set_with_many_copies():
+    points, truth = clouds(7, 240, 30, spread=6), None
+    random = np.random.default_rng(1)
+    points = np.repeat(points, random.integers(1, 5, len(points)), axis=0)
+    truth = KMeans(30, n_init=10, random_state=0).fit_predict(points)
+    clusters, best, _ = bisect(points, 30)
+    assert len(best.exemplars) == 30 and normalized_mutual_info_score(truth, clusters) > 0.9
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_copy_counts_as_often_as_it_is_there(seed):
+    """The exemplars are the best of all sets of exemplars, by net similarity, with every copy counted: tried one by one."""
+    random = np.random.default_rng(seed)
+    places = 9 * random.normal(size=(3, 1, 2)) + random.normal(size=(3, 3, 2))
+    points = np.repeat(places.reshape(9, 2), random.integers(1, 6, 9), axis=0)
+    similarity = -np.square(points[:, None] - points).sum(axis=2)
+    _, best, _ = bisect(points, 3)
+    unique = np.unique(points, axis=0, return_index=True)[1]
+
+    def worth(exemplars):
+        exemplars = list(exemplars)
+        return similarity[:, exemplars].max(axis=1).sum() + best.preference * len(exemplars)
+
+    sets = [chosen for size in range(1, 6) for chosen in itertools.combinations(unique, size)]
+    assert worth(best.exemplars) == pytest.approx(max(map(worth, sets)))
+
+
+def test_no_exemplar_is_not_too_few(monkeypatch):
+    """At a high preference the messages may not have settled: the search goes on downwards, and takes what has exemplars."""
+    real, called = affinity_propagation.cluster, []
+
+    def unsettled(similarity, preference, **options):
+        called.append(preference)
+        found = real(similarity, preference, **options)
+        return found._replace(exemplars=np.empty(0, int), converged=False) if len(called) == 1 else found
+
+    monkeypatch.setattr(affinity_propagation, "cluster", unsettled)
+    assert len(bisect(clouds(3, 200, 9), 9)[1].exemplars) == 9
 
 
 def test_duplicates_and_equal_embeddings():

@@ -1,11 +1,13 @@
 """Affinity propagation (Frey and Dueck, Science 2007) with a wanted number of clusters, by bisection on the preference.
 
 The similarity of two images is minus their squared Euclidean distance. What it finds for one preference is what
-scikit-learn's AffinityPropagation finds, but for its noise. No Caffe.
+scikit-learn's AffinityPropagation finds, but for its noise. Copies of an image are one point that counts as often as it is
+there: which of them stands for the others is no question, and their messages would oscillate for ever. No Caffe.
 """
 
-import os
+import re
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numba
@@ -15,7 +17,8 @@ DAMPING = 0.9  # this and the next two: Frey and Dueck's apclusterK
 AGREEMENT = 50  # iterations without a change of exemplars
 MAX_ITERATIONS = 2000
 BISECTIONS = 20
-NOISE = 1e-6  # share of a similarity: two images that have only each other are exchangeable, and would take turns for ever
+NOISE = 1e-6  # share of a similarity: two images that have only each other are exchangeable, and would oscillate for ever
+COPIES = 1e-10  # share of the mean squared distance below which two images are copies: above the rounding of float32
 STEPS_DOWN = range(-4, 0)  # powers of ten of the range of preferences, tried before the bisection
 
 
@@ -35,10 +38,42 @@ def memory(count):
 
 def require_memory(count):
     """Raise ValueError when this machine has not the memory for a clustering of `count` images."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if memory(count) > free:
-        raise ValueError(f"affinity propagation of {count:,} images takes {memory(count) / 1e9:.3g} GB of memory, and "
-                         f"{free / 1e9:.3g} GB are free; use --clustering kmeans")  # fmt: skip
+    available = available_memory()
+    if memory(count) > available:
+        raise ValueError(
+            f"affinity propagation of {count:,} images takes {memory(count) / 1e9:.3g} GB of memory, and "
+            f"{available / 1e9:.3g} GB are available; use --clustering kmeans"
+        )
+
+
+def available_memory(meminfo="/proc/meminfo", own="/proc/self/cgroup", groups="/sys/fs/cgroup"):
+    """Bytes that this process can still take: what the kernel can give without swapping, within its control groups' limits.
+
+    Free memory would be the wrong number: the page cache takes it, and gives it back. Without a limit, or where it cannot be
+    read, the kernel's own number stands.
+    """
+    available = int(re.search(r"^MemAvailable: +(\d+) kB", Path(meminfo).read_text(), re.MULTILINE)[1]) << 10
+    for line in Path(own).read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        # Version 2 has one tree and version 1 a folder for each controller; a container often sees its own group as the root.
+        limit, used, cache = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if controllers
+            else ("memory.max", "memory.current", "inactive_file")
+        )
+        root = Path(groups, controllers)
+        for folder in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
+            try:
+                room = int((folder / limit).read_text()) - int((folder / used).read_text())
+                room += int(re.search(rf"^{cache} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)[1])
+            except (OSError, ValueError, TypeError):  # "max", or no such file
+                room = available
+            available = max(0, min(available, room))
+            if folder == root:
+                break
+    return available
 
 
 def similarities(features):
@@ -52,6 +87,14 @@ def similarities(features):
         found[rows] = np.minimum(2 * (x[rows] @ x.T) - norm[rows, None] - norm, 0)
     np.fill_diagonal(found, 0)
     return found
+
+
+def originals(similarity):
+    """(first (U,), which (N,)): the images that are no copy of an earlier one, and for each image its original's place there."""
+    count = len(similarity)
+    tolerance = -COPIES * similarity.sum(dtype=np.float64) / max(1, count * (count - 1))
+    original = np.array([np.argmax(row >= -tolerance) for row in similarity])  # the diagonal is 0: each has itself at least
+    return np.unique(original[original], return_inverse=True)
 
 
 def without_ties(similarity):
@@ -174,10 +217,13 @@ def bisect(features, wanted, tolerance=0.0, steps=(), on_step=lambda step, trial
     It steps down from the highest similarity by growing powers of ten of the range until at most `wanted` clusters come
     out, then halves the range up to 20 times.
 
+    Copies of an image are one point, whose similarities count as often as it is there: the same sum is made largest, and no
+    two of them are left to choose between.
+
     Parameters
     ----------
     features : (N, c) finite
-    wanted : number of clusters, 2 to N - 1
+    wanted : number of clusters, 2 to N - 1; of fewer different images, each is a cluster
     tolerance : share of `wanted` by which the number may differ; 0 asks for it exactly (apclusterK's default is 0.1)
     steps : Clusterings of an earlier call with the same arguments, in their order: they are not computed again
     on_step : called with the number of the step (from 1), its Clustering, and its seconds (0 for an earlier one)
@@ -187,12 +233,20 @@ def bisect(features, wanted, tolerance=0.0, steps=(), on_step=lambda step, trial
     clusters : (N,) of the trial that came nearest to `wanted`
     trial : its Clustering
     steps : all of them, in their order
+
+    Raises ValueError where the messages settle at no preference.
     """
     count = len(features)
     if not 2 <= wanted < count:
         raise ValueError(f"the number of clusters must be 2 to {count - 1} for {count} images, not {wanted}")
     require_memory(count)
     similarity = similarities(features)
+    first, which = originals(similarity)
+    if len(first) < count:
+        similarity = similarity[np.ix_(first, first)] * np.bincount(which).astype(np.float32)[:, None]
+    if len(first) <= wanted:
+        single = Clustering(0.0, first, 0, True)
+        return which, single, [single]
     low, high = preference_range(similarity)
     without_ties(similarity)
     work = np.empty_like(similarity), np.empty_like(similarity)
@@ -204,7 +258,8 @@ def bisect(features, wanted, tolerance=0.0, steps=(), on_step=lambda step, trial
             done.append(earlier.pop(0))
         else:
             earlier.clear()
-            done.append(cluster(similarity, preference, work=work))
+            found = cluster(similarity, preference, work=work)
+            done.append(found._replace(exemplars=first[found.exemplars]))
         on_step(len(done), done[-1], time.monotonic() - start)
         return len(done[-1].exemplars)
 
@@ -215,7 +270,7 @@ def bisect(features, wanted, tolerance=0.0, steps=(), on_step=lambda step, trial
     for power in STEPS_DOWN:
         preference = highest - 10.0**power * (highest - lowest)
         found = attempt(preference)
-        if found <= wanted:
+        if 0 < found <= wanted:  # without an exemplar the messages have not settled, which says nothing of the number
             low = preference
             break
     for _ in range(BISECTIONS):
@@ -227,8 +282,9 @@ def bisect(features, wanted, tolerance=0.0, steps=(), on_step=lambda step, trial
             low = preference
         else:
             high = preference
-    best = min(done, key=lambda trial: (abs(len(trial.exemplars) - wanted), not trial.converged))
-    if not len(best.exemplars):  # all images at one place: none is preferred, and they are one cluster
-        best = best._replace(exemplars=np.zeros(1, int))
+    settled = [trial for trial in done if len(trial.exemplars)]
+    if not settled:
+        raise ValueError(f"affinity propagation of {count:,} images settles at no preference; use --clustering kmeans")
+    best = min(settled, key=lambda trial: (abs(len(trial.exemplars) - wanted), not trial.converged))
     np.fill_diagonal(similarity, best.preference)
-    return assign(similarity, best.exemplars), best, done
+    return assign(similarity, np.searchsorted(first, best.exemplars))[which], best, done

@@ -34,6 +34,7 @@ AFFINITY = {
     "max_iterations": affinity_propagation.MAX_ITERATIONS,
     "bisections": affinity_propagation.BISECTIONS,
     "noise": affinity_propagation.NOISE,
+    "copies": affinity_propagation.COPIES,
 }
 BY_AFFINITY = ("cub", "cars196")  # sets whose default it is
 
