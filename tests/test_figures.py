@@ -13,6 +13,7 @@ from PIL import Image
 from tools import figures, gradient_figure, plots, tsne_map
 from tools.features import save_features
 from tools.figures import Neighbours, choose, nearest_neighbours
+from tools.metrics import recall_at_k
 from tools.runs import finished_runs
 
 
@@ -37,12 +38,28 @@ def test_neighbours_against_a_loop():
     labels[3] = 99  # alone in its class: no query
     found = nearest_neighbours(features, labels, 4)
     assert 3 not in found.queries
-    for query, rows, right, near in zip(*found):
-        order = sorted((float(np.linalg.norm(features[query] - features[other])), other) for other in range(40) if other != query)
-        assert rows.tolist() == [other for _, other in order[:4]]
+    for query, rows, right, near in zip(*found[:4]):
+        order = sorted(
+            (float(np.linalg.norm(features[query] - features[other])), bool(labels[other] == labels[query]), other)
+            for other in range(40)
+            if other != query
+        )
+        assert rows.tolist() == [other for *_, other in order[:4]]
         assert right.tolist() == [labels[other] == labels[query] for other in rows]
         assert near == pytest.approx(order[0][0])
     assert sorted(found.queries) == [row for row in range(40) if np.sum(labels == labels[row]) > 1]
+
+
+@pytest.mark.parametrize("places", [1, 3, 12, 200])
+def test_a_sheet_and_the_table_tell_the_same(places):
+    """Of many images at one place, more than a sheet looks at: a tie counts against the query in both."""
+    random = np.random.default_rng(places)
+    features = random.normal(size=(places, 3)).astype(np.float32)[random.integers(0, places, 90)]
+    labels = np.concatenate([random.integers(0, 9, 88), [100, 101]])  # two that are alone in their class
+    found = nearest_neighbours(features, labels, 4)
+    share = recall_at_k(features, labels, [1, 4])
+    assert found.right[:, 0].sum() / 90 == share[1] and found.right.any(axis=1).sum() / 90 == share[4]
+    assert f"of all 90 queries ({share[1]:.1%}) have a right first neighbour" in figures.caption("random", found, [0])
 
 
 def test_neighbours_of_equal_features():
@@ -61,7 +78,7 @@ def invented(seed, classes=30, queries=120, count=5):
     rows = np.array([random.choice(np.delete(np.arange(queries), query), count, replace=False) for query in range(queries)])
     right = labels[rows] == labels[:, None]
     right |= random.random(right.shape) < 0.15  # more successes than chance
-    return Neighbours(np.arange(queries), rows, right, random.random(queries)), labels
+    return Neighbours(np.arange(queries), rows, right, random.random(queries), queries), labels
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -184,6 +201,8 @@ def test_a_map_of_a_collapsed_or_tiny_embedding(features):
     assert points.shape == (len(features), 2) and np.isfinite(points).all()
     with pytest.raises(ValueError, match="a map of 7 images shows nothing"):
         tsne_map.embed(np.eye(7))
+    line = tsne_map.embed(np.random.default_rng(0).normal(size=(40, 1)))  # an embedding of one number has a map too
+    assert line.shape == (40, 2) and np.isfinite(line).all()
 
 
 def test_places_are_kept_until_the_features_change(tmp_path, monkeypatch):

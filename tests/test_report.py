@@ -152,7 +152,7 @@ def test_the_page_says_what_the_files_say(made, run):
             assert cell.strip() in page.text
     assert "This is not the official set" in page.text and "drawn by <conftest>" in page.text
     assert page.text.count("drawn by <conftest>") == 1  # once, at the top
-    trained = "OPENBLAS_NUM_THREADS=3 python tools/train.py --run 'a folder/seed1'"
+    trained = "OPENBLAS_NUM_THREADS=3 .venv/bin/python tools/train.py --run 'a folder/seed1'"
     for said in ("net/<solver>.prototxt", "seed7", "base_lr0.0125", "python3.99", "openblas, Tiny, 3", trained):
         assert said in page.text, said
     assert "<solver>" not in text and "<conftest>" not in text  # escaped
@@ -171,10 +171,11 @@ def test_the_map_knows_its_images(made, run, small_set):
 
 
 def test_a_report_is_replaced_whole_or_not_at_all(made, run, small_set, tmp_path):
-    for name, message in (("report.md", "report.md: is missing; tools/compare.py makes it"),
-                          ("features.npz", "features.npz: is missing; tools/extract.py makes it"),
-                          ("metrics.json", "metrics.json: is missing; tools/evaluate.py makes it"),
-                          ("run.json", "run.json: is missing; tools/train.py makes it")):  # fmt: skip
+    for name, message in (
+        ("report.md", "report.md: is missing; tools/compare.py makes it"),
+        ("features.npz", "features.npz: is missing; tools/extract.py makes it"),
+        ("metrics.json", "metrics.json: is missing; tools/evaluate.py makes it"),
+    ):
         (run / name).rename(tmp_path / name)
         with pytest.raises(ValueError, match=message):
             report.page(run, small_set, 1, None)
@@ -200,6 +201,15 @@ def test_a_run_without_a_log_and_damaged_files(run, small_set, made, tmp_path):
     text = report.page(copy, small_set, 1, "make it so")
     assert "There is no log.csv" in text and "make it so" in text
     assert text.count("data:image/svg") == 2  # the curve of Recall@K and its legend
+    # Weights that were not trained here, as GoogLeNet's pool5, have no run.json.
+    (copy / "run.json").unlink()
+    metrics = json.loads((copy / "metrics.json").read_text())
+    pretrained = {"sha1": "0123abcd", "bvlc_googlenet": False}
+    about = {**metrics["about"], "training": None, "pretrained": pretrained}
+    (copy / "metrics.json").write_text(json.dumps({**metrics, "about": about}))
+    text = report.page(copy, small_set, 1, "make it so")
+    assert "0123abcd" in text and "Nothing was trained here" in text and "make it so" in text
+    shutil.copy(run / "metrics.json", copy)
     (copy / "run.json").write_text('{"settings": 3}')
     with pytest.raises(ValueError, match="somewhere/run.json: is damaged"):
         report.page(copy, small_set, 1, None)

@@ -22,6 +22,7 @@ from data_prep.batch_plan import ensure_plan
 from pair_batch import ImageDatabase, read_mean
 from prototxt.methods.contrastive import loss as contrastive_loss
 from prototxt.text import render
+from tools import extract
 from tools.caffe_files import in_copy, read_binary
 from tools.device import loaded
 from tools.features import load_features
@@ -254,7 +255,7 @@ def test_stock_caffe_shows_what_a_layer_refuses(tmp_path, small_set):
     assert done.returncode == 0 and done.stderr.count("loss_weight: 1") == 1
 
 
-def test_features_of_every_image_once(caffe, trained, small_set, tmp_path):
+def test_features_of_every_image_once(caffe, trained, small_set, tmp_path, monkeypatch):
     deploy = tmp_path / "deploy.prototxt"
     layers = (trained / "net.prototxt").read_text().split("\nlayer {")
     kept = [layer for layer in layers if 'type: "Python"' not in layer and layer.strip()]
@@ -277,6 +278,14 @@ def test_features_of_every_image_once(caffe, trained, small_set, tmp_path):
     assert about["set"]["part"] == "test" and about["training"]["iteration"] == about["training"]["iterations"]
     assert load_features(tmp_path / "untrained.npz").about["training"]["iteration"] == 0
     assert not np.allclose(features, load_features(tmp_path / "untrained.npz")[0], rtol=1e-2)
+
+    # Several batches of images give the rows that one gives: none is left out, twice there, or in another's place.
+    monkeypatch.setattr(extract, "BATCH", 7)
+    images, mean = ImageDatabase(f"{small_set}/test.lmdb"), read_mean(f"{small_set}/mean.binaryproto")
+    model = trained / "run" / "model.caffemodel"
+    in_parts, parts_labels = extract.extract_embeddings(images, deploy, model, mean, "fc_embedding")
+    np.testing.assert_allclose(in_parts, features, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(parts_labels, labels)
 
     other = tmp_path / "other.prototxt"
     other.write_text(deploy.read_text().replace("num_output: 8 kernel", "num_output: 9 kernel"))
@@ -549,7 +558,7 @@ def test_own_folder_end_to_end(tmp_path):
     done = tool("tools/extract.py", *extract, "--out", run / "features.npz")
     assert done.returncode == 0 and load_features(run / "features.npz")[0].shape == (48, 64)
     done = tool("tools/extract.py", *extract, "--out", run / "never.npz", "--blob", "fc")
-    assert done.returncode == 1 and "has no blob 'fc'; it has data, scaled, conv1" in done.stderr
+    assert done.returncode == 1 and "has no blob 'fc' (--blob); its last ones are pool1, conv2" in done.stderr
 
 
 def test_which_snapshots_stay(caffe, small_set, tmp_path, monkeypatch):

@@ -44,8 +44,11 @@ def images(metrics):
 def scoring(metrics):
     """Sentences about how the figures were measured."""
     facts = metrics["clustering"]
-    details = ", ".join(f"seed {facts[key]}" if key == "seed" else facts[key] for key in ("library", "seed") if key in facts)
-    clusters = f"NMI and F1 of {facts['clusters']:,} clusters by {facts['method']}{f' ({details})' if details else ''}."
+    details = f" ({facts['library']})" if "library" in facts else ""
+    clusters = f"NMI and F1 of {facts['clusters']:,} clusters by {facts['method']}{details}"
+    if seeds := facts.get("seeds"):
+        clusters += f", mean±sample standard deviation of seeds {seeds[0]} to {seeds[-1]}"
+    clusters += "."
     if facts.get("wanted", facts["clusters"]) != facts["clusters"]:
         clusters += f" {facts['wanted']:,} were wanted."
     if facts.get("converged") is False:
@@ -175,7 +178,7 @@ def main_table(groups, published, name, sources):
     for baseline, found in baselines(groups).items():
         rows.append((f"beside them: {TITLES.get(baseline, baseline)}", percent(found)))
     if any(len(group["runs"]) > 1 for group in groups):
-        notes.append("Several runs: mean±sample standard deviation.")
+        notes.append("Several runs: mean±sample standard deviation over the runs.")
     if shown and is_paper_s_own(shown[0]):
         notes.append("The paper's own tables do not state the size of the embedding: no difference is taken.")
     if name and without:

@@ -60,7 +60,8 @@ def extract_embeddings(images, deploy, weights, mean, blob, gpu=None):
     use_device(gpu)
     net = constructed(lambda: caffe.Net(str(deploy), caffe.TEST), deploy)
     if lacking := [name for name in ("data", blob) if name not in net.blobs]:
-        raise ValueError(f"{deploy}: has no blob {lacking[0]!r}; it has {', '.join(net.blobs)}")
+        last = ", ".join(list(net.blobs)[-5:])
+        raise ValueError(f"{deploy}: has no blob {lacking[0]!r} (--blob); its last ones are {last}")
     layers = list(net.layer_dict)
     last = [name for name in layers if blob in net.top_names[name]][-1]
     load_weights(net, weights, new=layers[layers.index(last) + 1 :])  # what comes after the blob does not matter

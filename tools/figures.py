@@ -25,8 +25,10 @@ import matplotlib.pyplot as plt
 from data_prep.files import read_record, require_writable, written_aside
 from data_prep.image import load_image
 from tools.features import TooFew, load_features
+from tools.metrics import TIE
 
 RIGHT, WRONG = "#0072b2", "#d55e00"  # blue and vermillion of Okabe and Ito's palette
+SPARE = 16  # neighbours beside those that are shown, to put those at one distance in order
 QUERIES, NEIGHBOURS = 12, 5  # rows of a sheet; as many neighbours as the paper's figures show
 RULES = {
     "random": "taken at random",
@@ -38,12 +40,16 @@ RULES = {
 
 
 class Neighbours(NamedTuple):
-    """The nearest other images of every image that has another of its class."""
+    """The nearest other images of every image that has another of its class.
+
+    As for Recall@K, a tie counts against the query: of neighbours at one distance those of other classes come first.
+    """
 
     queries: np.ndarray  # (q,) rows of the features
     rows: np.ndarray  # (q, n) rows of their neighbours, nearest first
     right: np.ndarray  # (q, n) whether a neighbour is of the query's class
     nearest: np.ndarray  # (q,) distance to the first one
+    total: int  # images, those that have no other of their class among them: as queries they are misses
 
 
 def nearest(features, queries, count):
@@ -64,9 +70,25 @@ def nearest_neighbours(features, labels, count=NEIGHBOURS):
     queries = np.flatnonzero(np.isin(labels, ids[sizes > 1]))  # a class of one image has nothing right to find
     if not queries.size:
         raise TooFew("no class has two images: there is nothing right to find")
-    rows, _ = nearest(features, queries, min(count, len(labels) - 1))
-    difference = np.asarray(features[queries], np.float64) - features[rows[:, 0]]
-    return Neighbours(queries, rows, labels[rows] == labels[queries, None], np.sqrt(np.square(difference).sum(axis=1)))
+    count = min(count, len(labels) - 1)
+    candidates, _ = nearest(features, queries, min(count + SPARE, len(labels) - 1))
+    rows, distance = np.empty((len(queries), count), int), np.empty(len(queries))
+    everything = np.arange(len(labels))
+    for place, query in enumerate(queries):
+        order, square = _ordered(features, labels, query, candidates[place])
+        if square[-1] <= square[count - 1] * (1 + TIE):  # more may lie at this distance than were looked at
+            order, square = _ordered(features, labels, query, np.delete(everything, query))
+        rows[place], distance[place] = order[:count], np.sqrt(square[0])
+    return Neighbours(queries, rows, labels[rows] == labels[queries, None], distance, len(labels))
+
+
+def _ordered(features, labels, query, rows):
+    """`rows` by their distance to the row `query`, of equal ones those of other classes first; and squared distances, ascending."""
+    square = np.square(np.asarray(features[rows], np.float64) - features[query]).sum(axis=1)
+    order = np.argsort(square, kind="stable")
+    rows, square = rows[order], square[order]
+    level = np.concatenate([[0], np.cumsum(square[1:] > square[:-1] * (1 + TIE))])  # equal but for rounding: one level
+    return rows[np.lexsort([labels[rows] == labels[query], level])], square
 
 
 def choose(rule, found, labels, count=QUERIES, seed=1):
@@ -98,12 +120,14 @@ def caption(rule, found, chosen):
     """Two sentences on a sheet: how its queries were chosen, and how many there are of their kind."""
     if not len(chosen):
         return "No query has a right neighbour." if rule == "successes" else "Every query has a right neighbour."
-    any_right, count, total = found.right.any(axis=1), found.right.shape[1], len(found.queries)
-    kind, words = {"random": (found.right[:, 0], "have a right first neighbour"),
-                   "successes": (any_right, f"have a right one among {count} neighbours"),
-                   "failures": (~any_right, f"have no right one among {count} neighbours")}[rule]  # fmt: skip
+    any_right, count, total = int(found.right.any(axis=1).sum()), found.right.shape[1], found.total
+    number, words = {
+        "random": (int(found.right[:, 0].sum()), "have a right first neighbour"),
+        "successes": (any_right, f"have a right one among {count} neighbours"),
+        "failures": (total - any_right, f"have no right one among {count} neighbours"),
+    }[rule]
     shown = f"{len(chosen)} quer{'y' if len(chosen) == 1 else 'ies'}, {RULES[rule]}"
-    return f"{shown}. {kind.sum():,} of all {total:,} queries ({kind.mean():.1%}) {words}."
+    return f"{shown}. {number:,} of all {total:,} queries ({number / total:.1%}) {words}."
 
 
 def image_reader(data_set, paths):

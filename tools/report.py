@@ -32,7 +32,7 @@ from data_prep.files import require_writable, sha256, written_aside
 from tools import figures, plots, tsne_map
 from tools.features import TooFew, load_features
 from tools.published import METHODS, cite, is_paper_s_own, read_published
-from tools.runs import describe, finished_runs, grouped, read_metrics, read_run, set_of
+from tools.runs import describe, finished_runs, grouped, pretrained_of, read_metrics, read_run, set_of
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 SETS = {"cub": "CUB-200-2011", "cars196": "Cars196", "sop": "Stanford Online Products", "demo": "emoji drawings",
@@ -278,8 +278,15 @@ def training(log):
     return f'<h2>Training</h2>\n<div class="panels">{pictures}</div>'
 
 
-def recipe(folder, record, again):
-    """Settings, versions, and the commands that make it again."""
+def recipe(folder, record, again, pretrained=None):
+    """Settings, versions, and the commands that make it again; of weights that were not trained here, where they are from."""
+    if not record:
+        known = facts([(f"weights: {name}", value) for name, value in (pretrained or {}).items() if value is not None])
+        why = (
+            "Nothing was trained here: these are the weights as they were pretrained." if pretrained else "Not known: no run.json."
+        )
+        command = f'<p>All of it:</p><pre class="command">{escape(again)}</pre>' if again else ""
+        return f"<h2>Recipe</h2>\n<p>{why}</p>\n{known}\n{command}"
     settings, versions = dict(record["settings"]), record["versions"]
     pairs = [(name, value) for name, value in settings.items() if not isinstance(value, dict) and value is not None]
     pairs = [(name, f"{value:g}" if isinstance(value, float) else value) for name, value in pairs]
@@ -297,8 +304,14 @@ def recipe(folder, record, again):
              f'<p class="soft">When this page was made: Python {platform.python_version()}, matplotlib {matplotlib.__version__}, '
              f"{tsne_map.SETTINGS['library']}, {escape(checkout())}.</p>",
              "<h3>To make it again</h3>"]  # fmt: skip
-    commands = [("All of it:", again), ("The training alone:", threads + shlex.join(["python", *map(str, record["command"])])),
-                ("This page, from what lies in the folder of the run:", shlex.join(["python", *sys.argv]))]  # fmt: skip
+    python = ".venv/bin/python"
+    alone = threads + shlex.join([python, *map(str, record["command"])])
+    page = shlex.join([python, *sys.argv])
+    commands = [
+        ("All of it:", again),
+        ("The training alone:", alone),
+        ("This page, from what lies in the folder of the run:", page),
+    ]
     body += [f'<p>{words}</p><pre class="command">{escape(command)}</pre>' for words, command in commands if command]
     return "\n".join(body)
 
@@ -319,7 +332,7 @@ def check_folder(folder):
     """ValueError names what the folder of a run lacks, and the command that makes it."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; tools/train.py makes it (make demo)")
-    for name, maker in (("run.json", "tools/train.py"), ("features.npz", "tools/extract.py"), ("metrics.json", "tools/evaluate.py"),
+    for name, maker in (("features.npz", "tools/extract.py"), ("metrics.json", "tools/evaluate.py"),
                         ("report.md", "tools/compare.py")):  # fmt: skip
         if not (folder / name).exists():
             raise ValueError(f"{folder / name}: is missing; {maker} makes it (make demo, make train-<set>)")
@@ -347,7 +360,7 @@ def page(folder, data_set, seed, again):
                       batch_sizes(runs, published, method, dimensions),
                       or_why_not(sheets, "Retrieved images", features, labels, paths, image, seed),
                       or_why_not(tsne, "Map of the embedding", folder / "features.npz", features, paths, image, seed),
-                      training(log), recipe(folder, record, again)])  # fmt: skip
+                      training(log), recipe(folder, record, again, pretrained_of(metrics))])  # fmt: skip
     links = "".join(f'<a href="#{words.split()[0].lower()}">{words}</a>' for words in re.findall(r"<h2>(.+?)</h2>", body))
     body = re.sub(r"<h2>(\w+)", lambda words: f'<h2 id="{words[1].lower()}">{words[1]}', body)
     fields = {"title": escape(title), "body": f"{top}\n<nav>{links}</nav>\n{body}", "columns": str(figures.NEIGHBOURS + 1)}

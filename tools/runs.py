@@ -16,8 +16,8 @@ SETTINGS = {"solver": str, "seed": int, "iterations": int, "iteration": int, "ba
             "data": dict, "weights": WEIGHTS}  # fmt: skip
 RUN = {"settings": SETTINGS, "versions": {"caffe_blas": list}, "command": list}
 ABOUT = {"set": {"name": str, "content": str, "official": bool, "doubts": list}, "training": SETTINGS, "pretrained": WEIGHTS}
-METRICS = {"about": ABOUT, "made_from": {"features": str}, "n": int, "classes": int, "lone_queries": int,
-           "clustering": {"method": str, "library": str, "seed": int, "clusters": int, "wanted": int}}  # fmt: skip
+CLUSTERING = {"method": str, "library": str, "seeds": list, "of_seeds": {"nmi": list, "f1": list}, "clusters": int, "wanted": int}
+METRICS = {"about": ABOUT, "made_from": {"features": str}, "n": int, "classes": int, "lone_queries": int, "clustering": CLUSTERING}
 
 
 def fits(found, kind):

@@ -12,6 +12,12 @@ def columns(row):
     return {name: value for name, value in figures.items() if value is not None}
 
 
+def of_seeds(metrics):
+    """{column: [percent of each seed of the clustering]} of a metrics.json, as far as it was clustered several times."""
+    found = metrics.get("clustering", {}).get("of_seeds") or {}
+    return {name: [100 * value for value in found[key]] for name, key in (("NMI", "nmi"), ("F1", "f1")) if key in found}
+
+
 def gathered(metrics):
     """{column: [percent of each]} of a list of metrics.json, for the columns that all of them have."""
     found = [columns(one) for one in metrics]
@@ -19,9 +25,12 @@ def gathered(metrics):
 
 
 def percent(metrics):
-    """{column: text} of a list of metrics.json: percent, or their mean±sample standard deviation."""
-    return {name: f"{mean(values):.1f}" + (f"±{stdev(values):.1f}" if len(values) > 1 else "")
-            for name, values in gathered(metrics).items()}  # fmt: skip
+    """{column: text} of a list of metrics.json: percent, or their mean±sample standard deviation.
+
+    Of one alone, NMI and F1 have that of the seeds of its clustering.
+    """
+    found = gathered(metrics) | (of_seeds(metrics[0]) if len(metrics) == 1 else {})
+    return {name: f"{mean(values):.1f}" + (f"±{stdev(values):.1f}" if len(values) > 1 else "") for name, values in found.items()}
 
 
 def difference(metrics, row):

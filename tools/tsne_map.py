@@ -42,6 +42,7 @@ def embed(features, seed=1):
     if count < 8:
         raise TooFew(f"a map of {count} images shows nothing; it takes 8")
     x = np.asarray(features - features.mean(axis=0), np.float64)
+    x = np.pad(x, ((0, 0), (0, max(0, 2 - x.shape[1]))))  # of one number there are no two principal components
     perplexity = min(SETTINGS["perplexity"], (count - 1) / 3)
     found, distance = nearest(x, np.arange(count), min(count - 1, int(3 * perplexity)))
     neighbours = openTSNE.nearest_neighbors.PrecomputedNeighbors(found, distance)
