@@ -259,7 +259,7 @@ def choose(given):
     if choice.pycaffe and choice != Choice(pycaffe=choice.pycaffe):
         raise Failure("PYCAFFE= names a Caffe that is built; the other variables are for one that is built here")
     if (choice.cuda_arch or choice.cudnn) and not choice.gpu:
-        raise Failure("CUDA_ARCH= and CUDNN= are for a build with CUDA: make env GPU=1 ...")
+        raise Failure("CUDA_ARCH= and CUDNN= are for a build with CUDA: make env GPU=1 CUDA_ARCH=90")
     if choice.march and choice.plain:
         raise Failure("MARCH= and PLAIN=1: a plain build is for any CPU of this kind; one of the two")
     return replace(choice, cuda_arch=",".join(cuda.architectures(choice.cuda_arch))) if choice.gpu else choice
