@@ -325,6 +325,7 @@ def test_a_pycaffe_as_its_own_build_leaves_it(tmp_path):
         if path.is_file():
             (package / path.name).symlink_to(path)
     (tmp_path / "there/lib").symlink_to(built.parent / "lib")
+    (package / "imagenet").symlink_to(built / "caffe/imagenet")
     (package / "proto/__init__.py").touch()
     (package / "proto/caffe_pb2.py").symlink_to(built / "caffe_pb2.py")
     for given in (tmp_path / "there", tmp_path / "there/python", package):
@@ -334,7 +335,8 @@ def test_a_pycaffe_as_its_own_build_leaves_it(tmp_path):
     for first, second in (("caffe", "caffe_pb2"), ("caffe_pb2", "caffe")):
         code = (f"import {first}, {second}; assert caffe.proto.caffe_pb2 is caffe_pb2 and 'Python' in caffe.layer_type_list()\n"
                 "import caffe.io, caffe.net_spec; from caffe.proto import caffe_pb2 as again; assert again is caffe_pb2\n"
-                "print(caffe.__path__)")  # fmt: skip
+                "print(caffe.__path__)\n"
+                "open(caffe.__file__.replace('__init__.py', 'imagenet/ilsvrc_2012_mean.npy'))")  # fmt: skip
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path / "linked/python")},
                               text=True, capture_output=True)  # fmt: skip
         assert done.returncode == 0 and str(package) in done.stdout, done.stderr

@@ -62,6 +62,8 @@ def link_pycaffe(package, aside):
     (aside / "bin").mkdir()
     text = PACKAGE.format(folder=str(package), init=str(package / "__init__.py"))
     (aside / "python" / "caffe" / "__init__.py").write_text(text)
+    if (package / "imagenet").is_dir():  # scripts look for ImageNet's mean beside caffe.__file__
+        (aside / "python" / "caffe" / "imagenet").symlink_to(package / "imagenet")
     alone = package.parent / "caffe_pb2.py"  # of another checkout of this project
     messages = alone if alone.is_file() else package / "proto" / "caffe_pb2.py"
     if not messages.is_file():
