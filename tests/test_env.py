@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, stock_caffe, tool, write_solver
@@ -206,22 +207,34 @@ def test_why_caffe_is_built_again(tmp_path):
     assert re.search("not finished", env.why_again(tmp_path, {}, wanted))
 
 
-@pytest.mark.parametrize("to_all", [True, False])
-def test_make_env_that_is_stopped(tmp_path, to_all):
-    """By SIGTERM, which a shell or a scheduler sends to all of it, or kill to make alone: nothing that it started stays."""
+def test_make_env_that_is_stopped(tmp_path):
     for name in ("Makefile", "requirements.txt", "tools", "data_prep"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     process = subprocess.Popen(["make", "env"], cwd=tmp_path, text=True, start_new_session=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)  # fmt: skip
     assert "making .venv" in process.stdout.readline()
-    os.killpg(process.pid, signal.SIGTERM) if to_all else process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate(timeout=60)[0]
     assert "goes on" in said and "No child processes" not in said and "Traceback" not in said
-    for _ in range(50):  # what has the signal may take a moment
-        if not (running := subprocess.run(["pgrep", "-fa", str(tmp_path)], text=True, capture_output=True).stdout):
-            break
+
+
+def test_what_make_env_started_ends_with_it(tmp_path):
+    """A compiler, for one, that cmake has started."""
+    code = (f"import pathlib, signal; from tools import env; signal.signal(signal.SIGTERM, env.interrupt)\n"
+            f"env.run(['bash', '-c', 'sleep 60 & echo $! > {tmp_path}/made; mv {tmp_path}/made {tmp_path}/pid; wait'], "
+            f"pathlib.Path('{tmp_path}/log'))")  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "pid").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(timeout=60)
+    stat = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    for _ in range(50):
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            return
         time.sleep(0.1)
-    assert not running
+    raise AssertionError("it is still running")
 
 
 # --- which Caffe: a pycaffe or a checkout that is there, a build with CUDA -----------------------------------------------
