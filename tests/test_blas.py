@@ -53,7 +53,7 @@ def test_what_the_user_set_stays(machine, monkeypatch):
 def test_choice_is_set_and_said(monkeypatch):
     monkeypatch.setattr(blas, "better_kernels", lambda: ("Haswell", "SkylakeX"))
     monkeypatch.setenv(blas.VARIABLE, "")  # is put back at the end
-    assert re.search("for an older one .Haswell.: OPENBLAS_CORETYPE=SkylakeX is set", blas.choose_kernels())
+    assert re.search("Haswell.*OPENBLAS_CORETYPE=SkylakeX", blas.choose_kernels())
     assert os.environ[blas.VARIABLE] == "SkylakeX"
 
 
@@ -77,7 +77,6 @@ def test_a_run_that_goes_on_with_other_kernels_says_so(small_set, tmp_path):
         return tool("tools/train.py", *given, env={**os.environ, blas.VARIABLE: kernel}).stdout
 
     train("Haswell")
-    assert "begun with another" not in train("Haswell")
+    assert "caffe_blas" not in train("Haswell")
     said = train("Sandybridge")
-    assert "was begun with another caffe_blas" in said
-    assert "kernels were Haswell, now they are Sandybridge: OPENBLAS_CORETYPE=Haswell before the command keeps them" in said
+    assert "caffe_blas" in said and re.search("Haswell.*Sandybridge.*OPENBLAS_CORETYPE=Haswell", said)

@@ -24,12 +24,13 @@ def problem_with_caffe():
             missing = "pycaffe" if error.name == "caffe" else f"the library {error.name!r}, which pycaffe imports,"
             return f"{missing} is not on Python's path. {AGAIN}"
         if "numpy" in text.lower() or "multiarray" in text or "_ARRAY_API" in text:
-            return (f"pycaffe was compiled for another numpy than the {version('numpy')} here ({text}). Compile it again: "
-                    "remove .caffe/caffe and call `make env`")  # fmt: skip
+            return (f"pycaffe was compiled for another numpy than the {version('numpy')} here ({text}). Compile it again; "
+                    "one that was built here: rm -r .caffe/caffe && make env")  # fmt: skip
         return f"pycaffe cannot be imported ({text}). {AGAIN}"
     where = getattr(caffe, "__file__", None) or next(iter(caffe.__path__))
     if not hasattr(caffe, "Net") or not hasattr(caffe, "layer_type_list"):
-        return f"{where} is not BVLC Caffe: PyPI's package `caffe` is an empty placeholder. `pip uninstall caffe`; {AGAIN}"
+        remove = f"`{sys.executable} -m pip uninstall caffe`"
+        return f"{where} is not BVLC Caffe: PyPI's package `caffe` is an empty placeholder. {remove}; {AGAIN}"
     if "Python" not in caffe.layer_type_list():
         return f"{where} was built without Python layers, which the loss is (WITH_PYTHON_LAYER=1). {AGAIN}"
     return None

@@ -2,9 +2,12 @@
 
 Runs under the system's Python with the standard library alone (tools/env.sh has installed the system packages).
 Each of the two folders carries a record of what it was made from, written last: a folder without it, or with another
-one, is made again from the beginning, so nothing half built is ever taken for built. Which Caffe it is, when it is not
-the one that is fetched and built for this machine's CPU, is remembered: a call that names none of --pycaffe, --caffe-src,
---gpu, --cuda-arch, --cudnn, --march and --plain goes by the last call that did; one that names any, '' too, forgets the last.
+one, is made again from the beginning, so nothing half built is ever taken for built. What is in them finds the rest by
+where it lies itself, so a checkout can be moved, and a copy of it runs its own code.
+
+Which Caffe it is, when it is not the one that is fetched and built for this machine's CPU, is remembered: a call that names
+none of --pycaffe, --caffe-src, --gpu, --cuda-arch, --cudnn, --march and --plain goes by the last call that did; one that
+names any, '' too, forgets the last.
 
     .venv/                  Python packages of requirements.txt; finds pycaffe, python_layers/ and this checkout
     .caffe/caffe/           bin/caffe, lib/, python/ (pycaffe, and caffe_pb2 alone), caffe.json (where it came from)
@@ -18,7 +21,10 @@ import argparse
 import fcntl
 import json
 import os
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, fields, replace
@@ -93,7 +99,20 @@ def run(command, log, **kwargs):
     with open(log, "ab") as out:
         out.write(f"\n$ {' '.join(map(str, command))}\n".encode())
         out.flush()
-        code = subprocess.run(list(map(str, command)), stdout=out, stderr=subprocess.STDOUT, **kwargs).returncode
+        process = subprocess.Popen(
+            list(map(str, command)),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # it ends with all that it started, such as compilers
+            **kwargs,
+        )
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
     if code:
         tail = "\n".join(line[:200] for line in log.read_text(errors="replace").splitlines()[-15:])
         raise Failure(f"{Path(command[0]).name} failed (status {code}):\n{tail}\n\nThe whole log: {log}")
@@ -102,27 +121,64 @@ def run(command, log, **kwargs):
 # --- the virtual environment ---------------------------------------------------------------------------------------
 
 
+def why_again(folder, found, wanted):
+    """In words, why `folder`, whose record is `found`, is made again; "" where it is made for the first time."""
+    if not folder.exists():
+        return ""
+    changed = [name for name in wanted if found.get(name) != wanted[name]]
+    return f" again ({', '.join(changed)} changed)" if found else " again (it was not finished)"
+
+
 def make_venv():
     """Create .venv with the packages of requirements.txt; return the path of its Python."""
     python = VENV / "bin" / "python"
-    wanted = {"requirements": sha256(REQUIREMENTS), "python": sys.version, "checkout": str(ROOT), "layout": 1}
+    packages = {"requirements": sha256(REQUIREMENTS), "python": sys.version}
+    wanted = {**packages, "checkout": str(ROOT), "layout": 2}
     record = VENV / "made_from.json"
-    if read_record(record) == wanted and python.exists():
+    found = read_record(record)
+    if found == wanted and python.exists():
         return python
-    say("making .venv (packages of requirements.txt, about 30 s)")
-    shutil.rmtree(VENV, ignore_errors=True)
     log = CAFFE_HOME / "venv.log"
     log.unlink(missing_ok=True)
-    run([sys.executable, "-m", "venv", VENV], log)
-    run([python, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "-r", REQUIREMENTS], log)
-    run([python, "-m", "pip", "check", "--disable-pip-version-check"], log)
-    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    site = Path(subprocess.check_output(ask, text=True).strip())
-    folders = (ROOT, ROOT / "python_layers", CAFFE / "python")
-    (site / "checkout.pth").write_text("".join(f"{folder}\n" for folder in folders))
+    if python.exists() and packages.items() <= found.items():
+        say(f"writing the scripts of .venv again: they were for {found['checkout']}")
+        run([sys.executable, "-m", "venv", "--without-pip", VENV], log)
+    else:
+        say(f"making .venv{why_again(VENV, found, packages)}: the packages of requirements.txt, about 30 s")
+        shutil.rmtree(VENV, ignore_errors=True)
+        run([sys.executable, "-m", "venv", VENV], log)
+        run([python, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "-r", REQUIREMENTS], log)
+        run([python, "-m", "pip", "check", "--disable-pip-version-check"], log)
+    make_movable(python)
     with written_aside(record) as aside:
         aside.write_text(json.dumps(wanted, indent=2))
     return python
+
+
+# How a file that bash or zsh is sourcing knows its place, whatever was written into it.
+HERE = '[ -z "${BASH_SOURCE:-${ZSH_VERSION:-}}" ] || %s=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE:-$0}")/.." && pwd)'
+# The first lines of a script, with the path of its Python; and others, with which a shell starts the Python that lies beside
+# the script, and which are a string to that.
+FIRST_LINES = re.compile(rb"#!(/bin/sh\n'''exec' )?[^\n]*/\.venv/bin/python[^\n]*\n(' '''\n)?")
+MOVABLE = b"""#!/bin/sh
+'''exec' "$(dirname -- "$(realpath -- "$0")")/python" "$0" "$@"
+' '''
+"""
+
+
+def make_movable(python):
+    """Have the virtual environment, and through it this checkout, found wherever the two are moved or copied together."""
+    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.check_output(ask, text=True).strip())
+    folders = (ROOT, ROOT / "python_layers", CAFFE / "python")
+    (site / "checkout.pth").write_text("".join(f"{os.path.relpath(folder, site)}\n" for folder in folders))
+    for script in python.parent.iterdir():
+        text = script.read_bytes()
+        if found := FIRST_LINES.match(text):
+            script.write_bytes(MOVABLE + text[found.end() :])
+    activate = python.parent / "activate"
+    export = "\nexport VIRTUAL_ENV\n"
+    activate.write_text(activate.read_text().replace(export, f"\n{HERE % 'VIRTUAL_ENV'}{export}"))
 
 
 # --- Caffe ---------------------------------------------------------------------------------------------------------
@@ -179,10 +235,16 @@ def fetch_source(mirror):
                   f"{downloads}: {', '.join(FILES)}")  # fmt: skip
 
 
+def last_choice():
+    """The Choice that an earlier call remembered; what another version of this project wrote besides is passed over."""
+    found = read_record(CAFFE_HOME / "choice.json")
+    return Choice(**{field.name: found[field.name] for field in fields(Choice) if field.name in found})
+
+
 def choose(given):
     """The Choice that was `given` ({option: text, None where it was not named}), or the last one that was."""
     if all(text is None for text in given.values()):
-        return Choice(**read_record(CAFFE_HOME / "choice.json"))
+        return last_choice()
     given = {name: (text or "").strip() for name, text in given.items()}
     for name in ("gpu", "cudnn", "plain"):
         if given[name] not in ("", "0", "1"):
@@ -197,7 +259,7 @@ def choose(given):
     if choice.pycaffe and choice != Choice(pycaffe=choice.pycaffe):
         raise Failure("PYCAFFE= names a Caffe that is built; the other variables are for one that is built here")
     if (choice.cuda_arch or choice.cudnn) and not choice.gpu:
-        raise Failure("CUDA_ARCH= and CUDNN= are for a build with CUDA: make env GPU=1 ...")
+        raise Failure("CUDA_ARCH= and CUDNN= are for a build with CUDA: make env GPU=1 CUDA_ARCH=90")
     if choice.march and choice.plain:
         raise Failure("MARCH= and PLAIN=1: a plain build is for any CPU of this kind; one of the two")
     return replace(choice, cuda_arch=",".join(cuda.architectures(choice.cuda_arch))) if choice.gpu else choice
@@ -252,8 +314,7 @@ def caffe_record(python):
         "files": FILES,
         "numpy": numpy_version,
         "python": sys.version,
-        "checkout": str(ROOT),  # the libraries find each other by absolute path
-        "layout": 1,
+        "layout": 2,
     }
     return record, numpy_include
 
@@ -288,8 +349,7 @@ def use_pycaffe(python, folder):
         "origin": f"pycaffe of {package}",
         "built": identity(package),
         "python": sys.version,
-        "checkout": str(ROOT),
-        "layout": 1,
+        "layout": 2,
     }
     if read_record(CAFFE / "caffe.json") == wanted:
         return
@@ -326,6 +386,8 @@ def make_caffe(python, choice, mirror):
         archs = choice.cuda_arch.split(",")
         options = [option for option in options if option != CPU_ONLY] + cuda.cmake_options(toolkit, archs, cudnn)
         wanted["origin"] += f", CUDA {toolkit.version} for {choice.cuda_arch}{', cuDNN' if cudnn else ''}"
+        if any(CAFFE_HOME in folder.parents for folder in (toolkit.root, cudnn) if folder):
+            wanted["checkout"] = str(ROOT)  # it finds the libraries of CUDA by absolute path
     kinds = {"checkout": choice.caffe_src, "cuda": choice.gpu, "cudnn": choice.cudnn, "tuned": not choice.plain}
     edits = edits_for(*(kind for kind, is_it in kinds.items() if is_it))
     wanted |= {"cmake": options, "flags": list(flags), "edits": {edit.name: asdict(edit) for edit in edits},
@@ -335,7 +397,9 @@ def make_caffe(python, choice, mirror):
     if record == wanted:
         if not (missing := cpu.lacking(needed)):
             return
-        say(f"the Caffe in .caffe is for a CPU with {', '.join(missing)}, which this one has not; building it again")
+        again = f" again (it is for a CPU with {', '.join(missing)}, which this one has not)"
+    else:
+        again = why_again(CAFFE, record, wanted)
     wanted["instructions"] = instructions
     work, aside = CAFFE_HOME / "work", CAFFE_HOME / "caffe.tmp"
     for folder in (work, aside):
@@ -358,7 +422,7 @@ def make_caffe(python, choice, mirror):
 
     jobs = os.cpu_count() or 1
     minutes = "10" if choice.gpu else "2"
-    say(f"building Caffe with {jobs} jobs (about {minutes} minutes on two cores; log: {log.relative_to(ROOT)})")
+    say(f"building Caffe{again} with {jobs} jobs (about {minutes} minutes on two cores; log: {log.relative_to(ROOT)})")
     run(["cmake", "-S", source, "-B", build, *options, f"-DCMAKE_INSTALL_PREFIX={CAFFE}",
          "-DCMAKE_INSTALL_LIBDIR=lib", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",  # used from where they are copied to
          f"-DPYTHON_EXECUTABLE={python}", f"-DNUMPY_INCLUDE_DIR={numpy_include}",
@@ -383,16 +447,19 @@ def make_caffe(python, choice, mirror):
 
 
 ENV_SH = """\
-# Source this from the checkout (`source .caffe/env.sh`): the stock `caffe` binary then finds this project's Python,
-# pycaffe and python_layers/. Made by `make env`.
-export PATH="{caffe}/bin:{venv}/bin:$PATH"
-export PYTHONPATH="{root}/python_layers:{caffe}/python${{PYTHONPATH:+:$PYTHONPATH}}"
-"{venv}/bin/python" "{root}/tools/cpu.py" # says so where this CPU is not one that Caffe was built for
+# Source this (`source .caffe/env.sh`): the stock `caffe` binary then finds this project's Python, pycaffe and
+# python_layers/. Made by `make env`.
+checkout={root}
+{here}
+export PATH="$checkout/.caffe/caffe/bin:$checkout/.venv/bin:$PATH"
+export PYTHONPATH="$checkout/python_layers:$checkout/.caffe/caffe/python${{PYTHONPATH:+:$PYTHONPATH}}"
+"$checkout/.venv/bin/python" "$checkout/tools/cpu.py" # says so where this CPU is not one that Caffe was built for
 # Better BLAS kernels, where OpenBLAS does not know this CPU (tools/blas.py).
 if [ -z "${{OPENBLAS_CORETYPE:-}}" ]; then
-  OPENBLAS_CORETYPE=$("{venv}/bin/python" "{root}/tools/blas.py")
+  OPENBLAS_CORETYPE=$("$checkout/.venv/bin/python" "$checkout/tools/blas.py")
   if [ -n "$OPENBLAS_CORETYPE" ]; then export OPENBLAS_CORETYPE; else unset OPENBLAS_CORETYPE; fi
 fi
+unset checkout
 """
 
 
@@ -426,10 +493,10 @@ def main():
                 make_caffe(python, choice, arguments.mirror)
         except ValueError as error:
             raise Failure(str(error)) from None
-        if Choice(**read_record(CAFFE_HOME / "choice.json")) != choice:
+        if last_choice() != choice:
             with written_aside(CAFFE_HOME / "choice.json") as aside:
                 aside.write_text(json.dumps(asdict(choice), indent=2))
-        env_sh = ENV_SH.format(caffe=CAFFE, venv=VENV, root=ROOT)
+        env_sh = ENV_SH.format(root=shlex.quote(str(ROOT)), here=HERE % "checkout")
         if not (CAFFE / "bin" / "caffe").exists():
             env_sh += 'echo "There is no stock caffe binary: the pycaffe that was named to make env came without one." >&2\n'
         if not (CAFFE_HOME / "env.sh").exists() or (CAFFE_HOME / "env.sh").read_text() != env_sh:
@@ -439,10 +506,20 @@ def main():
         say(f"ready: .venv/bin/python can `import caffe`{origin}; for the stock binary: source .caffe/env.sh")
 
 
+def interrupt(number, frame):
+    """Handler of a signal that ends this: as Ctrl+C does, in words, and with all that was started."""
+    signal.signal(number, signal.SIG_IGN)  # make has it too, and sends it once more
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, interrupt)
     try:
         main()
     except (Failure, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"make env: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nmake env: interrupted; the same command goes on")
+        print("\nmake env: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -4,6 +4,7 @@ Neither is changed: of a pycaffe `.caffe/caffe` holds links to it, of a checkout
 """
 
 import hashlib
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -41,7 +42,7 @@ def find_pycaffe(folder):
             if list(package.glob("_caffe*.so")):
                 return package.absolute()
             raise ValueError(f"PYCAFFE={folder}: {package} is not built (it has no _caffe.so). Build it (make pycaffe), or have it "
-                             f"built here: make env CAFFE_SRC=<the checkout>")  # fmt: skip
+                             f"built here: make env CAFFE_SRC={shlex.quote(str(package.parent.parent))}")  # fmt: skip
     placeholder = " PyPI's package `caffe` is an empty placeholder." if (folder / "caffe" / "__init__.py").exists() else ""
     raise ValueError(f"PYCAFFE={folder}: no pycaffe is there.{placeholder} Name the `python` folder of a built BVLC Caffe, "
                      "the one that holds caffe/pycaffe.py and caffe/_caffe.so")  # fmt: skip
@@ -61,6 +62,8 @@ def link_pycaffe(package, aside):
     (aside / "bin").mkdir()
     text = PACKAGE.format(folder=str(package), init=str(package / "__init__.py"))
     (aside / "python" / "caffe" / "__init__.py").write_text(text)
+    if (package / "imagenet").is_dir():  # scripts look for ImageNet's mean beside caffe.__file__
+        (aside / "python" / "caffe" / "imagenet").symlink_to(package / "imagenet")
     alone = package.parent / "caffe_pb2.py"  # of another checkout of this project
     messages = alone if alone.is_file() else package / "proto" / "caffe_pb2.py"
     if not messages.is_file():
