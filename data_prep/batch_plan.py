@@ -184,13 +184,35 @@ def read_list(csv_path):
         raise ValueError(f"{csv_path}: is no list of a set's images (path, class, label): {error}; make the set again") from None
 
 
-def ensure_plan(data_set, kind, batch=None, seed=1, max_positive_pairs=MAX_POSITIVE_PAIRS):
-    """Write the plan of the set in the folder `data_set`, where it is not there yet."""
+def ensure_plan(data_set, kind, batch=None, seed=None, max_positive_pairs=None):
+    """Write the plan of the set in the folder `data_set`, where it is not there yet.
+
+    ValueError where one is there that was drawn otherwise than asked: runs were trained on it, perhaps.
+    """
     path = data_set / plan_file(batch, kind)
-    if path.exists():
+    if not path.exists():
+        with locked(data_set, "making a set"):
+            write_plan(path, labels_of(data_set / "train.csv"), batch, seed or 1, max_positive_pairs or MAX_POSITIVE_PAIRS, kind)
         return
-    with locked(data_set, "making a set"):
-        write_plan(path, labels_of(data_set / "train.csv"), batch, seed, max_positive_pairs, kind)
+    require_batch(path, batch or OWN_BATCH[kind])
+    with np.load(path, allow_pickle=False) as plan:
+        facts = {name: int(plan[name]) for name in ("seed", "positive_pairs", "possible_positive_pairs") if name in plan}
+    differs = []
+    if seed is not None and facts.get("seed") != seed:
+        differs.append(f"with seed {facts.get('seed')}, not {seed}")
+    if max_positive_pairs is not None and facts.get("positive_pairs") != min(max_positive_pairs, facts["possible_positive_pairs"]):
+        differs.append(f"with {facts['positive_pairs']:,} positive pairs, not at most {max_positive_pairs:,}")
+    if differs:
+        how = " and ".join(differs)
+        raise ValueError(f"{path}: is there already, drawn {how}. Where no run needs it, remove it and run this again")
+
+
+def require_batch(path, batch):
+    """Raise ValueError unless the plan at `path` has `batch` images a batch."""
+    with np.load(path, allow_pickle=False) as plan:
+        found = plan["batches"].shape[-1]
+    if found != batch:
+        raise ValueError(f"{path}: holds batches of {found} images, not of {batch}; data_prep/batch_plan.py draws others")
 
 
 def main():
@@ -198,9 +220,10 @@ def main():
     parser.add_argument("--set", type=Path, required=True, help="folder of the set, data/<set>")
     parser.add_argument("--kind", choices=OWN_BATCH, default="pairs")
     parser.add_argument("--batch", type=int, help="images a training batch (default 128, of triplets 120)")
-    parser.add_argument("--seed", type=int, default=1, help="of the drawing and the shuffle (default 1)")
-    parser.add_argument("--max-positive-pairs", type=int, default=MAX_POSITIVE_PAIRS,
-                        help=f"draw this many where there are more (default {MAX_POSITIVE_PAIRS:,})")  # fmt: skip
+    parser.add_argument("--seed", type=int, help="of the drawing and the shuffle (default 1)")
+    parser.add_argument(
+        "--max-positive-pairs", type=int, help=f"draw this many where there are more (default {MAX_POSITIVE_PAIRS:,})"
+    )
     arguments = parser.parse_args()
     ensure_plan(arguments.set, arguments.kind, arguments.batch, arguments.seed, arguments.max_positive_pairs)
 

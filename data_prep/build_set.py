@@ -22,8 +22,8 @@ import numpy as np
 
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS, make_plan, plan_file, write_plan
 from data_prep.files import locked, read_rows
-from data_prep.folder import read_images
-from data_prep.image import load_image
+from data_prep.folder import read_images, same_text, without_shared
+from data_prep.image import HEIC, load_image
 from data_prep.imagenet import imagenet_mean
 from data_prep.write_set import PARTS, Entry, finish, read_set, say_some, write_set
 
@@ -59,20 +59,23 @@ def fingerprint_of(found, options):
 
 
 def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_positive_pairs, skip_unreadable, mean="own",
-          replace=None):  # fmt: skip
+          replace=None, duplicates="keep"):  # fmt: skip
     """Make data/<set> as the module says, without a batch plan where `batch` is None; returns what set.json holds.
 
     `groups`: path of a CSV file class,group, or None. `replace`: where there is a set already, of other images or options,
-    ValueError with these words instead of replacing it.
+    ValueError with these words instead of replacing it. `duplicates`: "drop" leaves out the images that are in several classes,
+    byte for byte, since no embedding can tell them apart; "keep" says how many there are.
     """
     found = read_images(images)
     groups = read_groups(groups, found) if groups else {}
     options = {"size": size, "groups": groups, "test_fraction": test_fraction, "holdout": holdout, "seed": seed,
                "batch": batch, "max_positive_pairs": max_positive_pairs, "skip_unreadable": skip_unreadable,
                "images": str(images), "mean": mean, "layout": 4}  # fmt: skip
+    if duplicates == "drop":
+        options["duplicates"] = "drop"
     fingerprint = fingerprint_of(found, options)
     made = read_set(out)
-    if made.get("fingerprint") == fingerprint and (batch is None or (out / plan_file()).exists()):
+    if made.get("fingerprint") == fingerprint and (batch is None or (out / plan_file(batch)).exists()):
         print(f"{out}: is made from these images and options already")
         return made
     if made and replace:
@@ -80,6 +83,9 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
     print(f"{images}: {sum(map(len, found.images.values())):,} images of {len(found.images):,} classes")
     say_some("empty class folders", found.empty)
     say_some("entries that are no images by their name, ignored", found.ignored)
+    if any(path.suffix.lower() in (".heic", ".heif") for path in found.ignored):
+        print(f"    .heic: {HEIC}")
+    found = without_shared(found, duplicates == "drop")
     classes = sorted(found.images, key=os.fsencode)
     label_of = {name: label for label, name in enumerate(classes)}
     parts = dict(zip(PARTS, split_classes(classes, groups, test_fraction, holdout, seed)))
@@ -98,7 +104,7 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
     written = write_set(out, entries, files, load, size, record, imagenet_mean() if mean == "imagenet" else None, skip_unreadable,
                         advice=f"Images of half the size (--size {size // 2}) need a quarter.")  # fmt: skip
     if batch is not None:
-        write_plan(out / plan_file(), [entry.label for entry in written["train"]], batch, seed, max_positive_pairs)
+        write_plan(out / plan_file(batch), [entry.label for entry in written["train"]], batch, seed, max_positive_pairs)
     finish(out, record)
     return record
 
@@ -107,7 +113,7 @@ def read_groups(path, found):
     """class -> group from a CSV file with the columns class and group; ValueError names a class that the Folder `found` lacks."""
     groups = {}
     for line, row in read_rows(path, "class", "group"):
-        name = row["class"]
+        name = same_text(row["class"])
         if not name or not row["group"]:
             raise ValueError(f"{path}: line {line} has no class or no group")
         if name in groups:
@@ -141,6 +147,12 @@ def main():
                         help=f"draw this many where there are more (default {MAX_POSITIVE_PAIRS:,})")  # fmt: skip
     parser.add_argument("--mean", choices=("own", "imagenet"), default="own",
                         help="mean image: of the training images (own), or ImageNet's, for nets pretrained on it")  # fmt: skip
+    parser.add_argument(
+        "--duplicates",
+        choices=("keep", "drop"),
+        default="keep",
+        help="drop: leave out images that are in several classes, byte for byte (default keep)",
+    )
     parser.add_argument("--skip-unreadable", action="store_true", help="pass over files that cannot be decoded")
     arguments = vars(parser.parse_args())
     if arguments["size"] < 1:

@@ -6,10 +6,12 @@ The standard library alone: tools/env.py uses it before there is a virtual envir
 import contextlib
 import csv
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 
@@ -28,13 +30,18 @@ def require_writable(path):
 def written_aside(path):
     """Yield a path beside `path` to write a file or a folder at; it gets its final name when the block ends well.
 
-    What an interrupted call left aside is removed first. A file that has the name already is replaced, and a folder by a
-    folder; IsADirectoryError where a folder stands in a file's place.
+    That path is this process's own: two that write one file at once, on two machines that share the disk too, each publish a
+    whole one. What processes of this machine that have ended left aside is removed first. A file that has the name already is
+    replaced, and a folder by a folder; IsADirectoryError where a folder stands in a file's place.
     """
     path = Path(path)
     require_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial{path.suffix}")
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.partial*"):
+        if not _is_running(left.name.split(".partial")[0].rsplit(".", 1)[1]):
+            remove(left)
+    aside = path.with_name(f".{path.name}.{host}.{os.getpid()}.partial{path.suffix}")
     remove(aside)
     try:
         yield aside
@@ -45,6 +52,11 @@ def written_aside(path):
         _sync_entry(path.parent)
     finally:
         remove(aside)
+
+
+def _is_running(number):
+    """Whether a process of this machine has that number."""
+    return number.isdecimal() and Path("/proc", number).exists()
 
 
 def remove(path):
@@ -89,7 +101,9 @@ def locked(folder, work):
 
 
 def remove_partials(folder):
-    """Delete what calls that were killed left aside in `folder`, so that their room is free again."""
+    """Delete what was left aside in `folder`, so that its room is free again: by whoever holds the folder's lock, under which
+    all that write there work.
+    """
     for partial in folder.glob(".*.partial*"):
         remove(partial)
 

@@ -1,7 +1,10 @@
 """What is in a folder of images, one sub-folder a class; or in a list of images and their classes."""
 
+import hashlib
 import os
-from dataclasses import dataclass, field
+import unicodedata
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_prep.files import read_rows
@@ -31,9 +34,10 @@ def read_list(path):
     """
     folder, line_of, missing = Folder(path.parent), {}, []
     for line, row in read_rows(path, "path", "class"):
-        name, label = row["path"], row["class"]
+        name, label = row["path"], same_text(row["class"])
         if not name or not label:
             raise ValueError(f"{path}: line {line} has no path or no class")
+        name = as_on_disk(path.parent, name)
         file = os.path.realpath(path.parent / name)
         if file in line_of:
             raise ValueError(f"{path}: {name} is listed twice, in lines {line_of[file]} and {line}")
@@ -66,12 +70,78 @@ def read_folder(path):
         images = [file for file in files if file.is_file() and file.suffix.lower() in SUFFIXES]
         folder.ignored += sorted(set(files) - set(images))
         if images:
-            folder.images[entry.name] = [str(file.relative_to(path)) for file in images]
+            folder.images.setdefault(same_text(entry.name), []).extend(str(file.relative_to(path)) for file in images)
         else:
-            folder.empty.append(entry.name)
+            folder.empty.append(same_text(entry.name))
     if not folder.images:
-        raise ValueError(f"{path}: no images found; expected class-name/image.png (or {', '.join(sorted(SUFFIXES))})")
+        raise ValueError(f"{path}: no images found; expected class-name/image.png (or {', '.join(sorted(SUFFIXES))}){_level(path)}")
     return folder
+
+
+def _level(path):
+    """Where the images are, when a person named a folder one level too high or too low."""
+    entries = _entries(path)
+    if own := [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]:
+        above = path.absolute().parent
+        return (
+            f". It holds {len(own):,} images itself, such as {own[0].name}: is it a class? Then name the folder above it, {above}"
+        )
+    for entry in entries:
+        for below in _entries(entry) if entry.is_dir() else ():
+            if below.is_dir() and any(file.suffix.lower() in SUFFIXES for file in _entries(below)):
+                return f". Images are a level below, in {below}: name {entry}"
+    return ""
+
+
+def same_text(text):
+    """`text` with its accents composed (NFC): a Mac may write é as two characters, which a person cannot tell from one."""
+    return unicodedata.normalize("NFC", text)
+
+
+def as_on_disk(root, name):
+    """`name` below `root` as the disk has it, where that is the same text with its accents written otherwise."""
+    place = root
+    for part in Path(name).parts:
+        if not (place / part).exists() and place.is_dir():
+            part = next((other for other in os.listdir(place) if same_text(other) == same_text(part)), part)
+        place = place / part
+    return name if place == root / name else str(place if os.path.isabs(name) else place.relative_to(root))
+
+
+def without_shared(folder, drop):
+    """Say which images are in several classes, byte for byte; the Folder without them where `drop`, else as it is."""
+    shared = shared_images(folder)
+    if not shared:
+        return folder
+    count = sum(map(len, shared))
+    names = "; ".join(" = ".join(name for _, name in group[:3]) for group in shared[:3])
+    print(f"{count:,} images are in several classes, byte for byte: {names}{'; ...' if len(shared) > 3 else ''}")
+    if not drop:
+        print("    No embedding can tell these apart, so they cap every score. DUPLICATES=drop (--duplicates drop) leaves them out")
+        return folder
+    gone = {name for group in shared for _, name in group}
+    kept = {label: [name for name in names if name not in gone] for label, names in folder.images.items()}
+    print(f"    They are left out: {sum(map(len, kept.values())):,} images remain")
+    emptied = [label for label, names in kept.items() if not names]
+    return replace(folder, images={label: names for label, names in kept.items() if names}, empty=folder.empty + emptied)
+
+
+def shared_images(folder):
+    """[[(class, name), ...], ...]: images of a Folder that have the same bytes and stand in two classes at least.
+
+    Only files of one size are read. A class folder that is a link to another one is a second copy of it.
+    """
+
+    def grouped(groups, key):
+        found = defaultdict(list)
+        for number, group in enumerate(groups):
+            for label, name in group:
+                found[number, key(folder.root / name)].append((label, name))
+        return [group for group in found.values() if len({label for label, _ in group}) > 1]
+
+    every = [(label, name) for label, names in folder.images.items() for name in names]
+    of_one_size = grouped([every], lambda path: path.stat().st_size)
+    return grouped(of_one_size, lambda path: hashlib.sha256(path.read_bytes()).digest())
 
 
 def _entries(path):

@@ -4,7 +4,9 @@ import contextlib
 import io
 import math
 import os
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -49,6 +51,17 @@ BYTES_A_PIXEL = 12  # what decoding and converting to three channels takes, copi
 # What is opened at all. Of the rest that Pillow knows, some call other programs: PostScript runs Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 64_000_000  # the largest image of the paper's sets has 40 million
+HEIC = "a photo as iPhones save it, which cannot be read; save it as JPEG (heif-convert photo.heic photo.jpg)"
+# What is no image here, by how its bytes begin.
+OTHERS = {
+    rb"....ftyp(hei|hev|mif|msf)": f"is {HEIC}",
+    rb"....ftypavif": "is an AVIF picture, which cannot be read; save it as JPEG or PNG",
+    rb"II\*\0|MM\0\*": "is a TIFF of a kind that cannot be read, of several bands of floats perhaps; save it with 8 bits a band",
+    rb"\s*<(!doctype html|html)": "is a web page, and no image; fetch the file itself",
+    rb"\s*<(\?xml|svg)": "is a drawing in XML (SVG), and no image of pixels; save it as PNG",
+    rb"\Z": "is empty",
+}
+NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # a PNG's chunks that its pixels are made of
 
 
 def load_image(source, size, resize="plain", upright=True):
@@ -59,18 +72,57 @@ def load_image(source, size, resize="plain", upright=True):
     Raises OSError or ValueError for a file that cannot be decoded.
     """
     try:
-        opened = open_image(io.BytesIO(source) if isinstance(source, bytes) else source)
-        if opened.width * opened.height > MOST_PIXELS:
-            raise ValueError(f"has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}; make it smaller")
-        with opened as image, DECODING.of(image.width * image.height * BYTES_A_PIXEL):
-            resized = np.asarray(RESIZES[resize](three_channels(image, upright), size))
+        return _load(io.BytesIO(source) if isinstance(source, bytes) else source, size, resize, upright)
     except UnidentifiedImageError:
-        raise ValueError("is no image, or is damaged at its beginning") from None
-    except (OSError, ValueError, MemoryError):
+        begin = _begin(source)
+        raise ValueError(
+            next(
+                (words for pattern, words in OTHERS.items() if re.match(pattern, begin, re.DOTALL | re.IGNORECASE)),
+                "is no image, or is damaged at its beginning",
+            )
+        ) from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"is too large: more than {MOST_PIXELS:,} pixels; make it smaller") from None
+    except MemoryError:
         raise
     except Exception as error:  # damaged files come out of the decoders in many ways
+        if _begin(source).startswith(b"\x89PNG") and (alone := pixels_alone(source)):
+            return load_image(alone, size, resize, upright)
+        if isinstance(error, (OSError, ValueError)):
+            raise
         raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _load(source, size, resize, upright):
+    opened = open_image(source)
+    if opened.width * opened.height > MOST_PIXELS:
+        raise ValueError(f"is too large: {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}; make it smaller")
+    with opened as image, DECODING.of(image.width * image.height * BYTES_A_PIXEL):
+        resized = np.asarray(RESIZES[resize](three_channels(image, upright), size))
     return np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1))
+
+
+def _begin(source):
+    """The first bytes of a path, or of bytes."""
+    if isinstance(source, bytes):
+        return source[:64]
+    if not os.path.isfile(source):
+        return b""
+    with open(source, "rb") as stream:
+        return stream.read(64)
+
+
+def pixels_alone(source):
+    """A PNG, a path or bytes, without what tells nothing of its pixels (texts, EXIF, profiles); None where all of it does."""
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    kept, place = [content[:8]], 8
+    while place + 12 <= len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        if content[place + 4 : place + 8] in NEEDED:
+            kept.append(content[place:end])
+        place = end
+    alone = b"".join(kept)
+    return alone if len(alone) < len(content) else None
 
 
 def open_image(source):
@@ -80,17 +132,25 @@ def open_image(source):
     return Image.open(source, formats=FORMATS)
 
 
+def orientation(image):
+    """How the camera was held, by the image's EXIF; None where it has none that can be read."""
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # damaged, in one of many ways: no reason to do without the pixels
+        return None
+
+
 def three_channels(image, upright):
     """An opened image as 8-bit RGB."""
     kind = image.format
-    turn = TURNS.get(image.getexif().get(ORIENTATION)) if upright else None
+    turn = TURNS.get(orientation(image)) if upright else None
     if turn is not None:
         image = image.transpose(turn)
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
     if sixteen_bits:  # greyscale: Pillow would clip it, not scale it
         image = Image.fromarray(np.round(np.asarray(image, np.float64) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
+        raise ValueError("its pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits a pixel")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

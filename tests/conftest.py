@@ -78,7 +78,7 @@ layer {{ name: "loss" type: "Python" bottom: "fc_embedding" bottom: "label" top:
 def write_solver(folder, data_set, dropout=0.0, iterations=40, **fields):
     """A solver and its net for `data_set` in `folder`; returns the solver's path."""
     data = {"crop": 14, "lmdb": f"{data_set}/train.lmdb", "mean_file": f"{data_set}/mean.binaryproto",
-            "mirror": True, "plan": f"{data_set}/pairs.npz", "seed": 1}  # fmt: skip
+            "mirror": True, "plan": f"{data_set}/pairs_m16.npz", "seed": 1}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "net.prototxt").write_text(NET.format(data=json.dumps(data), dropout=dropout))
     solver = {"net": f'"{folder}/net.prototxt"', "base_lr": 0.00001, "lr_policy": '"fixed"', "momentum": 0.9,

@@ -288,16 +288,22 @@ def test_a_copy_counts_as_often_as_it_is_there(seed):
 
 
 def test_no_exemplar_is_not_too_few(monkeypatch):
-    """At a high preference the messages may not have settled: the search goes on downwards, and takes what has exemplars."""
+    """Where the messages have not settled, the search moves no bound, looks beside, and takes what has exemplars."""
     real, called = affinity_propagation.cluster, []
 
     def unsettled(similarity, preference, **options):
         called.append(preference)
         found = real(similarity, preference, **options)
-        return found._replace(exemplars=np.empty(0, int), converged=False) if len(called) == 1 else found
+        return found._replace(exemplars=np.empty(0, int), converged=False) if len(called) in at else found
 
+    steps = bisect(clouds(3, 200, 9), 30)[2]
     monkeypatch.setattr(affinity_propagation, "cluster", unsettled)
-    assert len(bisect(clouds(3, 200, 9), 9)[1].exemplars) == 9
+    at = set()
+    for numbers in ({1}, {len(steps)}, {len(steps) - 1, len(steps)}):
+        called.clear()
+        at.clear()
+        at |= numbers
+        assert len(bisect(clouds(3, 200, 9), 30)[1].exemplars) == 30
 
 
 def test_duplicates_and_equal_embeddings():

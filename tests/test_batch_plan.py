@@ -1,6 +1,7 @@
 """The batch plan: the authors' counts, as properties on any class sizes."""
 
 import math
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,7 @@ from conftest import tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.batch_plan import kind_of, labels_of, make_plan, make_triplet_plan, plan_file
+from data_prep.batch_plan import ensure_plan, kind_of, labels_of, make_plan, make_triplet_plan, plan_file
 
 sizes = st.lists(st.integers(1, 9), min_size=2, max_size=12)
 
@@ -163,6 +164,46 @@ def test_triplets_that_cannot_be_drawn(labels, batch, message):
 def test_many_positive_pairs_of_triplets_are_sampled_to_the_bound():
     anchor, positive, _ = triplets_of(make_triplet_plan(np.repeat([0, 1], [1500, 9]), 30, max_positive_pairs=5000)[0]).T
     assert len({frozenset(pair) for pair in zip(anchor.tolist(), positive.tolist())}) == 5000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_pairs_are_shuffled(seed):
+    """The generator makes positive pairs first, class by class; a batch then holds both kinds, of many classes."""
+    labels = np.repeat(np.arange(20), 10)
+    batches, facts = make_plan(labels, 64, seed)
+    positive = labels[batches[:, :32]] == labels[batches[:, 32:]]  # (n, 32)
+    share = facts["positive_pairs"] / (facts["positive_pairs"] + facts["negative_pairs"])
+    assert np.abs(positive.mean(axis=1) - share).max() < 0.4 and positive.mean(axis=1).std() < 0.15
+    assert min(np.unique(labels[row]).size for row in batches) > 12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_negatives_are_drawn_from_all_other_images(seed):
+    """As often as chance has it: not the first ones, nor the nearest in the list."""
+    labels = np.repeat(np.arange(30), 8)
+    batches, _ = make_plan(labels, 32, seed)
+    left, right = batches[:, :16].ravel(), batches[:, 16:].ravel()
+    drawn = right[labels[left] != labels[right]]
+    expected = len(drawn) / len(labels)
+    times = np.bincount(drawn, minlength=len(labels))
+    assert np.square(times - expected).mean() < 2 * expected and (times > 0).mean() > 0.9
+    of_first = right[(labels[left] == 0) & (labels[right] != 0)]
+    assert np.unique(labels[of_first]).size > 15
+
+
+def test_a_plan_that_is_there_and_another_that_is_asked_for(small_set, tmp_path):
+    shutil.copytree(small_set, tmp_path / "set")
+    path = tmp_path / "set/pairs_m16.npz"
+    before = path.read_bytes()
+    ensure_plan(tmp_path / "set", "pairs", 16)
+    ensure_plan(tmp_path / "set", "pairs", 16, seed=1)
+    for asked, named in (({"seed": 7}, "seed 1, not 7"), ({"max_positive_pairs": 5}, "not at most 5")):
+        with pytest.raises(ValueError, match=named):
+            ensure_plan(tmp_path / "set", "pairs", 16, **asked)
+    path.rename(tmp_path / "set/pairs.npz")
+    with pytest.raises(ValueError, match="of 16 images, not of 128"):
+        ensure_plan(tmp_path / "set", "pairs")
+    assert (tmp_path / "set/pairs.npz").read_bytes() == before
 
 
 def test_names_of_plans():

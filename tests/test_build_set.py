@@ -4,7 +4,10 @@ import csv
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -20,8 +23,8 @@ from PIL import Image, ImageOps
 
 from data_prep import write_set
 from data_prep.build_set import read_groups, split_classes
-from data_prep.files import locked, require_space, require_writable, written_aside
-from data_prep.folder import read_folder
+from data_prep.files import locked, remove_partials, require_space, require_writable, written_aside
+from data_prep.folder import read_folder, read_images, shared_images
 from data_prep.image import load_image
 from data_prep.imagenet import MEAN_SHA1
 from data_prep.write_set import raw_datum
@@ -76,9 +79,9 @@ def test_same_again_does_nothing_and_a_new_image_makes_it_anew(tmp_path, capsys)
         build_set(images, tmp_path / "set")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()} == before
     (images / "class001" / "damaged.png").unlink()
-    (tmp_path / "set" / "pairs.npz").unlink()
+    (tmp_path / "set" / "pairs_m16.npz").unlink()
     assert build_set(images, tmp_path / "set")["content"] == made["content"]
-    assert (tmp_path / "set" / "pairs.npz").exists()
+    assert (tmp_path / "set" / "pairs_m16.npz").exists()
 
 
 def test_what_is_no_image_is_named_and_counted(tmp_path, capsys):
@@ -96,6 +99,59 @@ def test_what_is_no_image_is_named_and_counted(tmp_path, capsys):
     assert "3 entries that are no images by their name, ignored" in out and "notes.txt" in out and "class001/more" in out
     assert "classes with one image (they are negatives and distractors): single" in out
     assert sorted(made["train"]["singletons"] + made["test"]["singletons"]) == ["single"]
+
+
+def test_images_that_are_in_several_classes(tmp_path, capsys):
+    """Copied, under other names, and through a class folder that is a link to another; copies within a class are none of it."""
+    images = draw_images(tmp_path / "images", 6, 4)
+    shutil.copy(images / "class000/0.png", images / "class001/copy.png")
+    shutil.copy(images / "class000/0.png", images / "class000/twice.png")
+    (images / "class009").symlink_to(images / "class002")
+    shared = shared_images(read_images(images))
+    assert sorted(len(group) for group in shared) == [2, 2, 2, 2, 3]
+    made = build_set(images, tmp_path / "keep", batch=4)
+    said = capsys.readouterr().out
+    assert made["train"]["images"] + made["test"]["images"] == 30
+    assert "11 images are in several classes" in said and "DUPLICATES=drop" in said and "class001/copy.png" in said
+    made = build_set(images, tmp_path / "drop", batch=4, duplicates="drop")
+    assert made["train"]["images"] + made["test"]["images"] == 19 and "19 images remain" in capsys.readouterr().out
+    (images / "class009").unlink()
+    (images / "class001/copy.png").unlink()
+    build_set(images, tmp_path / "none", batch=4)
+    assert "several classes" not in capsys.readouterr().out
+
+
+def test_accents_that_a_person_cannot_tell_apart(tmp_path):
+    """é in one character or in two: in a list, in its classes, in the groups, in two folders of one name."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    draw_images(tmp_path / "images", 3, 2)
+    (tmp_path / "images/class000").rename(tmp_path / f"images/{apart}")
+    (tmp_path / "images/class001").rename(tmp_path / f"images/{composed}")
+    found = read_images(tmp_path / "images")
+    assert set(found.images) == {composed, "class002"} and len(found.images[composed]) == 4
+    assert all((tmp_path / "images" / name).is_file() for names in found.images.values() for name in names)
+    (tmp_path / "groups.csv").write_text(f"class,group\n{apart},a\n")
+    assert read_groups(tmp_path / "groups.csv", found) == {composed: "a"}
+    (tmp_path / "list.csv").write_text(f"path,class\nimages/{apart}/0.png,{apart}\nimages/{composed}/1.png,{composed}\n")
+    (tmp_path / f"images/{composed}/1.png").rename(tmp_path / f"images/{apart}/new.png")
+    shutil.rmtree(tmp_path / f"images/{composed}")
+    (tmp_path / f"images/{apart}/new.png").rename(tmp_path / f"images/{apart}/1.png")
+    found = read_images(tmp_path / "list.csv")
+    assert list(found.images) == [composed] and all((tmp_path / name).is_file() for name in found.images[composed])
+
+
+@pytest.mark.parametrize("place, named", [("images", "level below"), ("images/kinds/class000", "folder above it")])
+def test_a_level_too_high_or_too_low(tmp_path, place, named):
+    images = draw_images(tmp_path / "images/kinds", 3, 2)
+    with pytest.raises(ValueError, match=f"{named}.*{re.escape(str(images))}"):
+        read_images(tmp_path / place)
+
+
+def test_photos_of_an_iphone_are_named(tmp_path, capsys):
+    images = draw_images(tmp_path / "images", 6, 4)
+    (images / "class000/photo.HEIC").write_bytes(b"x")
+    build_set(images, tmp_path / "set", batch=4)
+    assert "heif-convert" in capsys.readouterr().out
 
 
 def test_unreadable_images_stop_it_after_naming_all_of_them(tmp_path, capsys):
@@ -379,11 +435,46 @@ def test_an_image_of_a_size_that_no_memory_holds(tmp_path):
     images = draw_images(tmp_path / "images", 4, 3)
     path = images / "class000" / "huge.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
-    with pytest.raises(ValueError, match="class000/huge.png: .*900000000 pixels"):
+    with pytest.raises(ValueError, match="class000/huge.png: is too large"):
         build_set(images, tmp_path / "set", batch=4)
     model = SimpleNamespace(load=lambda source: load_image(source, 16), embed=None)  # as Embedder.load
     with pytest.raises(ValueError, match="huge.png: .*900000000 pixels"):
         next(search(model, SimpleNamespace(files={}), [path], 1))
+
+
+def test_two_processes_that_write_one_file_each_publish_a_whole_one(tmp_path):
+    code = """
+import sys, time
+from data_prep.files import written_aside
+letter, path = sys.argv[1:]
+for _ in range(15):
+    with written_aside(path) as aside, open(aside, "w") as stream:
+        for _ in range(20):
+            stream.write(letter * 1000)
+            stream.flush()
+            time.sleep(0.0005)
+"""
+    path = tmp_path / "one.txt"
+    writers = [subprocess.Popen([sys.executable, "-c", code, letter, path], cwd=ROOT, stderr=subprocess.PIPE) for letter in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            assert path.read_text() in ("a" * 20000, "b" * 20000)
+    assert [writer.communicate()[1] for writer in writers] == [b"", b""] and os.listdir(tmp_path) == ["one.txt"]
+
+
+def test_what_processes_that_ended_left_aside_goes_and_what_others_write_stays(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = socket.gethostname()
+    left = [tmp_path / f".f.txt.{host}.{number}.partial.txt" for number in (ended.pid, os.getppid())]
+    left += [tmp_path / ".f.txt.another.7.partial.txt", tmp_path / f".g.txt.{host}.{ended.pid}.partial.txt"]
+    for path in left:
+        path.write_text("half")
+    with written_aside(tmp_path / "f.txt") as aside:
+        aside.write_text("whole")
+    assert [path.exists() for path in left] == [False, True, True, True]
+    remove_partials(tmp_path)
+    assert os.listdir(tmp_path) == ["f.txt"]
 
 
 def test_written_aside_leaves_nothing_half_made(tmp_path):

@@ -146,12 +146,6 @@ def test_without_root_or_sudo_it_prints_the_one_line_to_run(tmp_path):
     assert done.returncode == 1 and "no apt" in done.stderr and "Debian 12" in done.stderr
 
 
-def test_readme_names_every_make_target():
-    targets = re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    readme = (ROOT / "README.md").read_text()
-    assert len(targets) > 5 and [target for target in targets if f"| `make {target}" not in readme] == []
-
-
 # --- a checkout that is moved, copied, changed or stopped ----------------------------------------------------------------
 
 
@@ -365,20 +359,6 @@ def test_what_is_no_pycaffe(tmp_path):
     (tmp_path / "caffe/pycaffe.py").touch()
     with pytest.raises(ValueError, match="make env CAFFE_SRC="):
         find_pycaffe(tmp_path)
-
-
-def make(*arguments):
-    return subprocess.run(["make", "-n", *arguments], cwd=ROOT, text=True, capture_output=True, timeout=60)
-
-
-def test_gpu_means_a_build_to_make_env_and_a_number_to_the_rest():
-    assert "--gpu '1'" in make("env", "GPU=1").stdout and "--gpu" not in make("env").stdout
-    trained = make("train-demo", "GPU=0").stdout
-    assert "tools/device.py 0" in trained and "env.sh  --quiet" in trained
-    assert "--gpu 3" in make("cell-cub", "GPU=3").stdout and "--gpu" not in make("cell-cub").stdout
-    for arguments, name in ((("demo", "PYCAFFE=/x"), "PYCAFFE"), (("env", "demo", "GPU=1"), "GPU")):
-        done = make(*arguments)
-        assert done.returncode and f"make env {name}=" in done.stderr
 
 
 def test_a_gpu_that_caffe_was_not_built_for(caffe, small_set, tmp_path):

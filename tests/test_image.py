@@ -2,7 +2,9 @@
 
 import io
 import math
+import struct
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -114,7 +116,7 @@ def test_crop15_against_its_description(shape, thing):
 
 def test_images_beyond_the_limit_are_refused(monkeypatch):
     monkeypatch.setattr("data_prep.image.MOST_PIXELS", 100)
-    with pytest.raises(ValueError, match="has 12 x 9 pixels, more than 100"):
+    with pytest.raises(ValueError, match="too large: 12 x 9 pixels"):
         load_image(png(np.zeros((9, 12, 3), np.uint8)), 8)
 
 
@@ -153,6 +155,65 @@ def test_an_exif_rotation_is_left_alone_where_the_authors_left_it():
     Image.fromarray(wide).save(stream, "PNG", exif=exif)
     image = load_image(stream.getvalue(), 8, upright=False)
     assert image[:, :, :3].min() > 200 and image[:, :, 5:].max() < 50
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_damaged_exif_is_no_exif(kind):
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 9, 3)).astype(np.uint8)
+    with_it, without = io.BytesIO(), io.BytesIO()
+    Image.fromarray(pixels).save(with_it, kind, exif=b"Exif\0\0garbage", **({"lossless": True} if kind == "WEBP" else {}))
+    Image.fromarray(pixels).save(without, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    assert np.array_equal(load_image(with_it.getvalue(), 8), load_image(without.getvalue(), 8))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * (1 << 22))),
+        chunk(b"gAMA", b"1"),
+        chunk(b"eXIf", b"garbage"),
+        chunk(b"pHYs", b"1"),
+    ],
+)
+def test_what_a_png_says_beside_its_pixels_does_not_matter(tmp_path, extra):
+    whole = png(np.random.default_rng(0).integers(0, 255, (12, 9, 3)).astype(np.uint8))
+    (tmp_path / "a.png").write_bytes(whole[:33] + extra + whole[33:])
+    for source in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+        assert np.array_equal(load_image(source, 8), load_image(whole, 8))
+    with pytest.raises((OSError, ValueError)):
+        load_image(whole[:33] + extra + whole[33:60], 8)  # pixels that are damaged still do
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "iPhone"),
+        (b"\0\0\0\x1cftypavif" + bytes(99), "AVIF"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"<svg xmlns='x'>", "SVG"),
+        (b"", "empty"),
+        (b"MM\0*" + bytes(60), "TIFF of a kind"),
+        (b"nothing", "is no image"),
+    ],
+)
+def test_bytes_that_are_no_image_say_what_they_are(tmp_path, content, said):
+    (tmp_path / "x").write_bytes(content)
+    for source in (content, tmp_path / "x"):
+        with pytest.raises(ValueError, match=said):
+            load_image(source, 16)
+
+
+@pytest.mark.parametrize("side", [9000, 20000])
+def test_too_large_is_said_so(side):
+    stream = io.BytesIO()
+    Image.new("1", (side, side)).save(stream, "PNG")
+    with pytest.raises(ValueError, match="too large") as error:
+        load_image(stream.getvalue(), 16)
+    assert "DOS" not in str(error.value) and "bomb" not in str(error.value)
 
 
 def test_room_for_decoding():

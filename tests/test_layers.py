@@ -140,7 +140,7 @@ layer {{ name: "pair_batch" type: "Python" top: "data" top: "label" param {{ lr_
 
 def data_net(caffe, folder, small_set, phase=None, **changed):
     param = {"crop": 14, "lmdb": f"{small_set}/train.lmdb", "mean_file": f"{small_set}/mean.binaryproto",
-             "plan": f"{small_set}/pairs.npz", "seed": 3, **changed}  # fmt: skip
+             "plan": f"{small_set}/pairs_m16.npz", "seed": 3, **changed}  # fmt: skip
     path = folder / "data.prototxt"
     path.write_text(DATA_NET.format(param=json.dumps(param)))
     return caffe.Net(str(path), caffe.TRAIN if phase is None else phase)

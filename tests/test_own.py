@@ -51,6 +51,7 @@ def test_from_a_folder_to_report_and_search(checkout, tmp_path):
     page = (home / "report.html").read_text()
     assert "NAME=shoes" in page and "make train" in page and "lifted structured embedding" in page.lower()
     metrics = json.loads((home / "metrics.json").read_text())
+    assert "of 24 images" in done.stdout and "points" in done.stdout  # the verdict
     assert metrics["n"] == 24 and metrics["classes"] == 4 and set(metrics["baselines"]) == {"untrained", "raw_pixels"}
     again = make(checkout, *given)
     assert again.returncode == 0 and "trained already" in again.stdout and "made from these images" in again.stdout

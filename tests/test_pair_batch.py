@@ -57,8 +57,10 @@ def literal_transform(image, mean, crop, top, left, mirrored):
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_random_crops_equal_the_literal_transform(small_set, mirror):
-    batches = PairBatches(f"{small_set}/train.lmdb", f"{small_set}/pairs.npz", f"{small_set}/mean.binaryproto", 11, mirror, 7, True)
-    mean, plan = read_mean(f"{small_set}/mean.binaryproto"), read_plan(f"{small_set}/pairs.npz", len(batches.images))[0]
+    batches = PairBatches(
+        f"{small_set}/train.lmdb", f"{small_set}/pairs_m16.npz", f"{small_set}/mean.binaryproto", 11, mirror, 7, True
+    )
+    mean, plan = read_mean(f"{small_set}/mean.binaryproto"), read_plan(f"{small_set}/pairs_m16.npz", len(batches.images))[0]
     data, labels = np.empty(batches.shape, np.float32), np.empty(batches.shape[0], np.float32)
     for number in (0, 1, len(plan) + 1):
         batches.read(number, data, labels)
@@ -72,7 +74,7 @@ def test_random_crops_equal_the_literal_transform(small_set, mirror):
 
 def test_a_batch_is_a_function_of_seed_and_number(small_set):
     def read(seed, numbers):
-        batches = PairBatches(f"{small_set}/train.lmdb", f"{small_set}/pairs.npz", "", 12, True, seed, True)
+        batches = PairBatches(f"{small_set}/train.lmdb", f"{small_set}/pairs_m16.npz", "", 12, True, seed, True)
         out = {}
         for number in numbers:
             data, labels = np.empty(batches.shape, np.float32), np.empty(batches.shape[0], np.float32)
@@ -84,7 +86,7 @@ def test_a_batch_is_a_function_of_seed_and_number(small_set):
     for number, data in backward.items():
         np.testing.assert_array_equal(data, forward[number])
     assert not np.array_equal(read(2, [2])[2], forward[2])
-    rows = len(read_plan(f"{small_set}/pairs.npz", 30)[0])
+    rows = len(read_plan(f"{small_set}/pairs_m16.npz", 30)[0])
     assert not np.array_equal(read(1, [2 + rows])[2 + rows], forward[2])  # the next pass has crops of its own
 
 
@@ -172,7 +174,7 @@ def test_reading_keeps_no_memory(tmp_path):
 
 
 def test_a_plan_of_another_set_of_the_same_size(small_set, tmp_path):
-    with np.load(small_set / "pairs.npz") as plan:
+    with np.load(small_set / "pairs_m16.npz") as plan:
         contents = dict(plan)
     contents["labels"] = np.roll(contents["labels"], 2)
     np.savez(tmp_path / "pairs.npz", **contents)

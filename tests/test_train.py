@@ -82,6 +82,13 @@ def test_the_run_folder_tells_what_ran(trained):
     assert weights(run / "model.caffemodel")["pair_batch"][0] == LENGTH  # the batch counter
 
 
+def test_a_batch_that_the_plan_does_not_hold_is_refused(tmp_path, small_set):
+    shutil.copytree(small_set, tmp_path / "set")
+    (tmp_path / "set/pairs_m16.npz").rename(tmp_path / "set/pairs.npz")
+    done = train(write_solver(tmp_path, small_set), tmp_path / "run", "--set", tmp_path / "set", "--batch", 128)
+    assert done.returncode == 1 and "of 16 images, not of 128" in done.stderr and not (tmp_path / "run/run.json").exists()
+
+
 def test_called_again_it_does_nothing(trained):
     before = {path: path.stat().st_mtime_ns for path in (trained / "run").iterdir() if path.name != ".lock"}
     done = train(trained / "solver.prototxt", trained / "run", "--seed", 5)
@@ -662,7 +669,7 @@ def test_starting_weights_from_here_begin_at_the_first_batch(trained, small_set,
     shutil.copytree(small_set, copy)
     solver = write_solver(tmp_path / "other", copy, iterations=3)
     assert train(solver, tmp_path / "run2").returncode == 0
-    for name, change in (("pairs.npz", reversed_plan), ("set.json", other_content)):
+    for name, change in (("pairs_m16.npz", reversed_plan), ("set.json", other_content)):
         kept = (copy / name).read_bytes()
         change(copy / name)
         done = train(solver, tmp_path / "run2")
@@ -690,13 +697,13 @@ def test_each_iteration_has_a_random_state_of_its_own():
 
 def test_dropout_differs_from_iteration_to_iteration(tmp_path, small_set):
     """One batch, whole images, no learning: the losses differ by what is dropped alone. Without dropout they are one number."""
-    plan = dict(np.load(small_set / "pairs.npz"))
+    plan = dict(np.load(small_set / "pairs_m16.npz"))
     np.savez(tmp_path / "pairs.npz", **{**plan, "batches": plan["batches"][:1]})
     for dropout, different in ((0.5, 4), (0.0, 1)):
         folder = tmp_path / str(dropout)
         solver = write_solver(folder, small_set, dropout=dropout, iterations=4, base_lr=0)
         net = (folder / "net.prototxt").read_text().replace('"crop": 14', '"crop": 16').replace('"mirror": true', '"mirror": false')
-        (folder / "net.prototxt").write_text(net.replace(f"{small_set}/pairs.npz", f"{tmp_path}/pairs.npz"))
+        (folder / "net.prototxt").write_text(net.replace(f"{small_set}/pairs_m16.npz", f"{tmp_path}/pairs.npz"))
         assert train(solver, folder / "run").returncode == 0
         with open(folder / "run/log.csv", newline="") as stream:
             assert len({row["loss"] for row in csv.DictReader(stream)}) == different

@@ -273,11 +273,15 @@ def bisect(features, wanted, tolerance=0.0, steps=(), on_step=lambda step, trial
         if 0 < found <= wanted:  # without an exemplar the messages have not settled, which says nothing of the number
             low = preference
             break
+    share = 0.5
     for _ in range(BISECTIONS):
         if right(found):
             break
-        preference = (low + high) / 2
+        preference = low + share * (high - low)
         found = attempt(preference)
+        share = 0.5 if found else 0.75 * share  # without an exemplar neither bound moves, and the next try is beside it
+        if not found:
+            continue
         if found < wanted:
             low = preference
         else:

@@ -30,7 +30,9 @@ from data_prep.write_set import read_set
 from prototxt import own
 from prototxt.records import methods, trunks
 from tools.experiment import step
+from tools.runs import read_metrics
 from tools.verbs import NAME, VARIABLES
+from tools.verdict import verdict
 
 LEAST = 4  # classes: two to train, and two to measure on, for with one of them every answer is right
 TAKEN = ("cub", "cars196", "sop", "demo", "demo_holdout", "downloads", "figures")  # names of data/ and runs/
@@ -122,7 +124,7 @@ def make_set(arguments, trunk, size):
         )
     with locked(data_set, "making a set"):
         mean = trunk.mean if arguments.weights else "own"
-        options = {"mean": mean, "replace": why_not_replaced(arguments.name)}
+        options = {"mean": mean, "replace": why_not_replaced(arguments.name), "duplicates": arguments.duplicates}
         build(
             arguments.images,
             data_set,
@@ -198,6 +200,12 @@ def read_arguments():
     parser.add_argument("--test", type=float, help=f"share of the classes that is kept for the report (default {TEST}; TEST)")
     parser.add_argument("--no-mirror", action="store_true", help="do not mirror images in training (MIRRORED=no)")
     parser.add_argument("--skip-unreadable", action="store_true", help="pass over files that cannot be decoded (UNREADABLE=skip)")
+    parser.add_argument(
+        "--duplicates",
+        choices=("keep", "drop"),
+        default="keep",
+        help="drop: leave out images that are in several classes (DUPLICATES)",
+    )
     parser.add_argument("--run", help="name of the run's folder (default seed<seed>; RUN)")
     parser.add_argument("--gpu", type=int, metavar="N", help="compute on this GPU, counted from 0 (default the CPU; GPU)")
     parser.add_argument("--save-minutes", type=float, help="minutes after which a training saves a snapshot (SAVE_MINUTES)")
@@ -242,6 +250,7 @@ def main():
     with locked(folder / "net", "at work"):  # a second call of this run must not write another solver
         fit(arguments, trunk, size, folder, plans, batch, iterations)
         score(arguments.name, size, folder, arguments.again, arguments.gpu)
+    print("\n".join(verdict(read_metrics(folder / "metrics.json"))))
     print(
         f"report: {folder}/report.html\n"
         f"search: .venv/bin/python tools/search.py index {shlex.quote(str(common_folder(found)))} --model {folder}"

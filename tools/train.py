@@ -43,7 +43,7 @@ from caffe_pb2 import NetParameter, SolverParameter, SolverState
 from google.protobuf import text_format
 from tqdm import tqdm
 
-from data_prep.batch_plan import kind_of, plan_file
+from data_prep.batch_plan import kind_of, plan_file, require_batch
 from data_prep.files import DiskFull, locked, read_record, read_rows, require_space, sha256, user_path, written_aside
 from data_prep.imagenet import known_weights
 from layer_support import read_param_str
@@ -102,8 +102,9 @@ def run_files(solver_path, run, seed, iterations, data_set, batch, gpu=None):
     return solver, net
 
 
-def check_data(net):
-    """Raise ValueError for a data file that a layer names and that is not there, where Caffe would abort.
+def check_data(net, batch=None):
+    """Raise ValueError for a data file that a layer names and that is not there, where Caffe would abort; and for a plan of
+    another number of images a batch than was asked for.
 
     Returns what identifies the content of the sets and plans that are read.
     """
@@ -117,6 +118,8 @@ def check_data(net):
                 if path and not Path(path).exists():
                     maker = MAKERS.get(folder.name, "python data_prep/build_set.py")
                     raise ValueError(f"{path}: not there (layer {layer.name!r}, {name}); `{maker}` makes it")
+            if batch:
+                require_batch(parameters["plan"], batch)
             contents[str(folder)] = read_record(folder / "set.json").get("content")
             contents[parameters["plan"]] = sha256(parameters["plan"])
     return contents
@@ -413,8 +416,8 @@ def main():
     check_solver(solver, arguments.solver)
     check_loss(net, read_text(arguments.solver, SolverParameter()).net)
     load_modules(net, read_text(arguments.solver, SolverParameter()).net)
-    settings = {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter, "base_lr": solver.base_lr,
-                "batch": arguments.batch, "data": check_data(net), "weights": known_weights(arguments.weights)}  # fmt: skip
+    settings = {"solver": str(arguments.solver), "seed": arguments.seed, "iterations": solver.max_iter, "base_lr": solver.base_lr}
+    settings |= {"batch": arguments.batch, "data": check_data(net, arguments.batch), "weights": known_weights(arguments.weights)}
     if arguments.gpu is not None:  # a run on the CPU has no word of it, as before there was a choice
         settings["mode"] = "GPU"
     use_device(arguments.gpu)  # before anything is written
