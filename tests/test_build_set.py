@@ -438,7 +438,7 @@ def test_an_image_of_a_size_that_no_memory_holds(tmp_path):
     with pytest.raises(ValueError, match="class000/huge.png: is too large"):
         build_set(images, tmp_path / "set", batch=4)
     model = SimpleNamespace(load=lambda source: load_image(source, 16), embed=None)  # as Embedder.load
-    with pytest.raises(ValueError, match="huge.png: .*900000000 pixels"):
+    with pytest.raises(ValueError, match="huge.png: is too large"):
         next(search(model, SimpleNamespace(files={}), [path], 1))
 
 

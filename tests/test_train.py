@@ -205,7 +205,7 @@ def test_stock_caffe_trains_and_resumes_the_same_files(tmp_path, small_set):
 @pytest.mark.parametrize("method", ["lifted", "contrastive", "triplet"])
 def test_stock_caffe_trains_and_resumes_the_committed_demo_solver(tmp_path, method):
     """In a checkout with other images at data/demo, as on a fresh clone once the data is there; the length alone is cut."""
-    build_set(draw_images(tmp_path / "images", 8, 8, side=64), tmp_path / "data" / "demo", size=64, batch=32)
+    build_set(draw_images(tmp_path / "images", 8, 8, side=64), tmp_path / "data" / "demo", size=64, batch=128)
     (tmp_path / "prototxt").symlink_to(ROOT / "prototxt")
     ensure_plan(tmp_path / "data" / "demo", "triplets")
     (tmp_path / "runs" / "demo" / f"{method}_64" / "caffe").mkdir(parents=True)
