@@ -17,6 +17,7 @@ import numpy as np
 from caffe_pb2 import NetParameter
 from google.protobuf.message import DecodeError
 
+from data_prep.archives import no_archive
 from data_prep.download import Download, digest, fetch
 from data_prep.files import user_path
 from data_prep.write_set import mean_bytes
@@ -44,6 +45,11 @@ def imagenet_mean():
     if found is None or not found.submodule_search_locations:
         raise ValueError("pycaffe, which ships the ImageNet mean image, is not there; `make env` builds it")
     path = Path(found.submodule_search_locations[0]) / "imagenet" / "ilsvrc_2012_mean.npy"
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: not there: this pycaffe came without the ImageNet mean image. Copy BVLC's python/caffe/imagenet/{path.name} "
+            "there, or let `make env PYCAFFE=` build a Caffe that has it"
+        )
     mean = np.load(path).astype(np.float32)
     if hashlib.sha1(mean_bytes(mean)).hexdigest() != MEAN_SHA1:
         raise ValueError(f"{path}: is not the mean image that BVLC Caffe ships; call `make env` again")
@@ -54,9 +60,13 @@ def check_file(path):
     """Raise ValueError unless `path` is a .caffemodel."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file (WEIGHTS)")
+    if what := no_archive(path):
+        raise ValueError(f"{path}: {what}")
     net = NetParameter()
     try:
         net.ParseFromString(path.read_bytes())
+    except PermissionError:
+        raise ValueError(f"{path}: may not be read (permission denied); chmod or chown lets you") from None
     except DecodeError as error:
         raise ValueError(f"{path}: is no .caffemodel, or is damaged ({error})") from None
     if not (net.layer or net.layers):

@@ -99,6 +99,7 @@ SETS = {
         lists=(
             frozenset(["cars_annos.mat"]),
             frozenset(["cars_train_annos.mat", "cars_test_annos_withlabels.mat", "cars_meta.mat"]),
+            frozenset(["cars_train_annos.mat", "cars_test_annos.mat", "cars_annos.mat"]),
         ),
         read=read_cars196,
         images={"train": 8054, "test": 8131},
@@ -111,7 +112,12 @@ SETS = {
             "car_ims/014982.jpg": "b2a95af89329d32d5fe2b74f0922378e",
             "car_ims/016185.jpg": "bab296d5e4b2290d024920bf4dc23d07",
         },
-        sums={"cars_annos.mat": "1cfb9206f1336038fc27c70a926e47d1c5d3ed0c870aec48cf5aa1b3880d42bf"},
+        sums={
+            "cars_annos.mat": "1cfb9206f1336038fc27c70a926e47d1c5d3ed0c870aec48cf5aa1b3880d42bf",
+            "cars_train_annos.mat": "1c1973dd828a2964060b0bbc0e423466393fe3001a3f8e303f41fbf22067dfb1",
+            "cars_test_annos_withlabels.mat": "790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05",
+            "cars_meta.mat": "fe43dfda289448f97c25b09e09fafc0414e22fc4143831537780884a0a5f4a1a",
+        },
     ),
     "sop": PaperSet(
         layouts=(

@@ -14,9 +14,10 @@ from data_prep.command import run
 import argparse
 import functools
 import hashlib
+import zipfile
 from pathlib import Path
 
-from data_prep.archives import identity, read_members
+from data_prep.archives import COPY, PACKED, PREFIXES, by_name, count_members, identity, no_archive, read_members, some_members
 from data_prep.batch_plan import BATCH, labels_of, plan_file, write_plan
 from data_prep.download import DOWNLOADS, Unreachable, difference, fetch
 from data_prep.files import locked, user_path
@@ -34,7 +35,7 @@ def locate(name, archive):
     """The files that hold a set: [(path, Download or None)], fetched when they are not there.
 
     With `archive` it is one of the official files, the others being looked for beside it and then as without; or a
-    folder that holds them, or that they were unpacked to; or a file of another name with the whole set in it.
+    folder that holds them, or archives of other names, or what they were unpacked to; or a file with the whole set in it.
     """
     layouts = SETS[name].layouts
     if archive is None:
@@ -59,11 +60,16 @@ def locate(name, archive):
                 beside = folder / file.name
                 found.append((beside if beside.exists() else fetch(file), file))
             return found
-    return [(archive, None)]
+    if not archive.is_dir():
+        return [(archive, None)]
+    packed = sorted(path for path in archive.iterdir() if path.is_file() and path.name.lower().endswith(PACKED))
+    return [(path, None) for path in (*packed, archive)]
 
 
 def verify(files, any_count):
     """What speaks against these being the official files, in words; ValueError unless `any_count` lets it pass."""
+    if told := [f"{path}: {what}" for path, file in files if file and (what := no_archive(path))]:
+        raise ValueError("\n".join(told))
     doubts = [f"{path}: {wrong}" for path, file in files if file and (wrong := difference(path, file))]
     if doubts and not any_count:
         raise ValueError("\n".join(doubts) + f"\nIt was damaged on the way, or is not the official file. {AS_IT_IS}")
@@ -76,18 +82,40 @@ def member_lists(name):
 
 
 def find_lists(name, files):
-    """{list name: content} of the annotation lists in the files, as soon as one way to have them is complete."""
+    """{list name: content} of the annotation lists in the files: of the ways to have them the one whose images are there.
+
+    A .tar is read up to the first complete way: to look further would be to unpack all of it.
+    """
     groups, lists = SETS[name].lists, {}
     for path, _ in sorted(files, key=lambda found: found[0].stat().st_size):  # the lists lie in the small ones
-        own = path.name in member_lists(name)
-        for member, content in [(path.name, path.read_bytes())] if own else read_members(path, member_lists(name)):
-            lists[member] = content
-            if any(group <= lists.keys() for group in groups):
-                return lists
-    raise ValueError(f"{', '.join(str(path) for path, _ in files)}: expected the lists "
-                     + " or ".join(", ".join(sorted(group)) for group in groups)
-                     + f" in it; found {', '.join(sorted(lists)) or 'none'}. The official files are "
-                     + " or ".join(", ".join(file.name for file in layout) for layout in SETS[name].layouts))  # fmt: skip
+        own = _list_of(name, path)
+        for member, content in [(own, path.read_bytes())] if own else read_members(path, member_lists(name)):
+            lists.setdefault(member, content)
+            if any(group <= lists.keys() for group in groups) and not path.is_dir() and not zipfile.is_zipfile(path):
+                break
+    complete = [{member: lists[member] for member in group} for group in groups if group <= lists.keys()]
+    if complete:
+        return max(complete, key=lambda found: _images_there(name, files, found)) if len(complete) > 1 else complete[0]
+    seen = [f"{path} ({', '.join(some_members(path)) or 'nothing'}, ...)" for path, _ in files]
+    wanted, official = (
+        [", ".join(names) for names in group]
+        for group in (map(sorted, groups), ([file.name for file in layout] for layout in SETS[name].layouts))
+    )
+    raise ValueError(
+        f"expected the lists {' or '.join(wanted)}; found {', '.join(sorted(lists)) or 'none'} in {'; '.join(seen)}, at most "
+        f"{PREFIXES} folders deep. The official files are {' or '.join(official)}"
+    )
+
+
+def _list_of(name, path):
+    """The list that the file at `path` is, or None."""
+    return by_name(member_lists(name)).get(COPY.sub("", path.name).casefold())
+
+
+def _images_there(name, files, lists):
+    """How many of the images that these lists name are in the files, as far as that can be seen without unpacking them."""
+    wanted = {entry.path for entries in read_lists(name, files, lists).values() for entry in entries}
+    return sum(count_members(path, wanted) or 0 for path, _ in files if not _list_of(name, path))
 
 
 def read_lists(name, files, lists):
@@ -121,17 +149,19 @@ def check_counts(name, entries, any_count):
     return doubts
 
 
-def check_spots(name, files, lists, any_count):
+def check_spots(name, files, lists, wanted, any_count):
     """What differs from the published lists and from a few images, in words, where a file has no checksum of its own."""
     expected, sums = SETS[name].spots, SETS[name].sums
     if all(file and file.checksum for _, file in files):
         return []
-    found = {member: hashlib.md5(content).hexdigest() for path, _ in files if path.name not in member_lists(name)
+    found = {member: hashlib.md5(content).hexdigest() for path, _ in files if not _list_of(name, path)
              for member, content in read_members(path, set(expected))}  # fmt: skip
     right = [member for member in found if found[member] == expected[member]]
     doubts = [f"{member} is not the published list" for member, value in sums.items()
               if member in lists and hashlib.sha256(lists[member]).hexdigest() != value]  # fmt: skip
-    if not right or len(right) < len(found):
+    # The lists of the two-folder layout are known by their sums, of its images none is.
+    known = lists.keys() <= sums.keys() and not any(member in wanted for member in expected)
+    if (not right and not known) or len(right) < len(found):
         doubts.append(f"of {len(expected)} images whose MD5 is known, {len(found)} are there and {len(right)} agree")
     doubts = [f"{files[0][0]}: cannot be told to be official; {doubt}" for doubt in doubts]
     if doubts and not any_count:
@@ -161,12 +191,12 @@ def make(name, out, archive, resize, any_count, skip_unreadable):
     lists = find_lists(name, files)
     entries = read_lists(name, files, lists)
     doubts += check_counts(name, entries, any_count)
-    doubts += check_spots(name, files, lists, any_count)
     wanted = {entry.path for part in PARTS for entry in entries[part]}
+    doubts += check_spots(name, files, lists, wanted, any_count)
     if len(wanted) < sum(map(len, entries.values())):
         raise ValueError(f"{files[0][0]}: its lists name an image twice")
 
-    images = (found for path, _ in files if path.name not in member_lists(name) for found in read_members(path, wanted))
+    images = (found for path, _ in files if not _list_of(name, path) for found in read_members(path, wanted))
     load = functools.partial(load_image, size=SIZE, resize=resize, upright=False)
     record = {"name": name, "size": SIZE, "options": options, "archive": source, "files": [str(path) for path, _ in files]}
     written = write_set(out, entries, images, load, SIZE, record, mean=imagenet_mean(), skip_unreadable=skip_unreadable)

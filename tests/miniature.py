@@ -134,6 +134,34 @@ def cars_in_two(folder):
     return folder / "cars_train.tgz"
 
 
+def cars_kaggle(folder, labels=True, ambiguous=False):
+    """As it circulates: both folders twice as deep, the lists of every layout; test labels in a browser's copy, or by box alone."""
+    found = pictures(CARS_IN_USE)
+    rows, halves = [], ([], [])
+    for place, (label, _, content) in enumerate(found):
+        box = {**_box(0 if ambiguous and place in (1, len(found) - 1) else place)}
+        rows.append({"relative_im_path": f"car_ims/{place + 1:06}.jpg", **box, "class": label, "test": place % 2})
+        halves[place % 2].append(({**box, "class": label}, content))
+    matlab(folder / "cars_annos.mat", annotations=rows, class_names=CARS_CLASSES)
+    (folder / "devkit").mkdir()
+    matlab(folder / "devkit/cars_meta.mat", class_names=CARS_CLASSES)
+    for half, name in zip(halves, ("cars_train", "cars_test")):
+        (folder / name / name).mkdir(parents=True)
+        named = [{**row, "fname": f"{number:05}.jpg"} for number, (row, _) in enumerate(half[::-1], 1)]
+        for row, (_, content) in zip(named, half[::-1]):
+            (folder / name / name / row["fname"]).write_bytes(content)
+        if name == "cars_train":
+            matlab(folder / "devkit/cars_train_annos.mat", annotations=named)
+            continue
+        if labels:
+            matlab(folder / "cars_test_annos_withlabels (1).mat", annotations=named)
+        matlab(
+            folder / "devkit/cars_test_annos.mat",
+            annotations=[{key: value for key, value in row.items() if key != "class"} for row in named],
+        )
+    return folder
+
+
 def sop(folder):
     """Stanford_Online_Products.zip: lists with a header, test ids going on where the training ids end."""
     train, test = pictures((1, 2, 3), 1), pictures((11319, 11320, 11321), 2)

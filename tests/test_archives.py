@@ -7,12 +7,13 @@ import stat
 import struct
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 from miniature import add
 
 from data_prep import archives
-from data_prep.archives import read_members
+from data_prep.archives import identity, read_members
 
 WANTED = {"images/a.jpg", "images/b.jpg", "images.txt"}
 
@@ -34,7 +35,7 @@ def test_members_with_and_without_folders_before_them(tmp_path):
                    (f"{prefix}images.txt", b"list"))  # fmt: skip
         assert read(path) == {"images/a.jpg": b"a", "images.txt": b"list"}
     assert read(tar(tmp_path / "plain.tar", ("images/a.jpg", b"a"), mode="w")) == {"images/a.jpg": b"a"}
-    assert read(tar(tmp_path / "deep.tgz", ("one/two/three/images/a.jpg", b"a"))) == {}
+    assert read(tar(tmp_path / "deep.tgz", ("one/two/three/four/images/a.jpg", b"a"))) == {}
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("top/images/", "")
         archive.writestr("top/images/a.jpg", b"a")
@@ -70,11 +71,57 @@ def test_links_in_zips_and_folders(tmp_path):
         link = zipfile.ZipInfo("images/a.jpg")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
+    with pytest.raises(ValueError, match="is a link, not a regular file"):
+        read(tmp_path / "x.zip")
+    # A folder is a person's own: its links are followed, to files and to folders, and one that leads back ends.
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b.jpg").write_bytes(b"b")
+    (tmp_path / "other.jpg").write_bytes(b"a")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/a.jpg").symlink_to(tmp_path / "other.jpg")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "folder")
+    assert read(tmp_path / "folder") == {"images/a.jpg": b"a", "images/b.jpg": b"b"}
+    assert identity(tmp_path / "folder") == identity(tmp_path / "folder")
+    (tmp_path / "other.jpg").unlink()
+    with pytest.raises(ValueError, match="images/a.jpg is a link"):
+        read(tmp_path / "folder")
+
+
+def test_names_as_systems_and_browsers_change_them(tmp_path):
+    assert read(tar(tmp_path / "x.tgz", ("top/Images/A.JPG", b"a"), ("images (1).txt", b"list"))) == {
+        "images/a.jpg": b"a",
+        "images.txt": b"list",
+    }
+
+
+def test_an_archive_inside_a_zip(tmp_path):
+    tar(tmp_path / "inner.tgz", ("top/images/a.jpg", b"a"), ("images.txt", b"list"))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(tmp_path / "inner.tgz", "archive/inner.tgz")
+        archive.writestr("images/b.jpg", b"b")
+    assert read(tmp_path / "x.zip") == {"images/a.jpg": b"a", "images.txt": b"list", "images/b.jpg": b"b"}
+
+
+@pytest.mark.parametrize(
+    "content, said", [(b"", "is empty"), (b"\n<!DOCTYPE html>", "web page"), (b"<html>not found</html>", "web page")]
+)
+def test_bytes_that_say_what_they_are(tmp_path, content, said):
+    (tmp_path / "CUB_200_2011.tgz").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read(tmp_path / "CUB_200_2011.tgz")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     (tmp_path / "folder/images").mkdir(parents=True)
-    os.symlink("/etc/passwd", tmp_path / "folder/images/a.jpg")
-    for path in (tmp_path / "x.zip", tmp_path / "folder"):
-        with pytest.raises(ValueError, match="is a link, not a regular file"):
-            read(path)
+    (tmp_path / "folder/images/a.jpg").write_bytes(b"a")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(ValueError, match="a.jpg: may not be read"):
+        read(tmp_path / "folder")
 
 
 def test_a_member_twice(tmp_path):
@@ -150,7 +197,7 @@ def test_damaged_archives(tmp_path):
     packed[100] ^= 255  # the content no longer has its checksum
     flipped = bytearray(whole)
     flipped[60000] ^= 255
-    damaged = {"cut.tgz": whole[:120000], "text.tgz": b"<html>not found</html>" * 50, "empty.tgz": b"", "flipped.tgz": flipped,
+    damaged = {"cut.tgz": whole[:120000], "text.tgz": b"not found" * 50, "flipped.tgz": flipped,
                "x.zip": packed, "cut.zip": stream.getvalue()[:-30], "endless.tgz": gzip.compress(bytes(70 << 20))}  # fmt: skip
     for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)

@@ -126,6 +126,22 @@ def saved_blobs(path):
     return [(layer.name, layer.blobs) for layer in [*net.layers, *net.layer]]
 
 
+def check_trunk(path, trunk):
+    """Raise ValueError unless the .caffemodel at `path` has weights for each layer of `trunk` (prototxt/trunks/) that has some.
+
+    By the layers' names: their shapes are compared when the net is there.
+    """
+    names = [layer["name"] for layer in trunk.layers() if "param" in layer]
+    blobs = saved_blobs(path)
+    held = {name for name, its in blobs if its}
+    if missing := [name for name in names if name not in held]:
+        there = ", ".join([name for name, its in blobs if its][:3]) or "none"
+        raise ValueError(
+            f"{path}: was made for another net: it has no weights for {len(missing)} of {trunk.title}'s {len(names)} layers, "
+            f"{missing[0]!r} for one. Its own layers are {there}, ..."
+        )
+
+
 def shape_of(blob):
     """The shape of a BlobProto."""
     return tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)

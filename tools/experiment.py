@@ -19,8 +19,10 @@ import sys
 from pathlib import Path
 
 from data_prep.batch_plan import OWN_BATCH
+from data_prep.files import user_path
 from prototxt.records import methods, trunks
 from tools import verbs
+from tools.caffe_files import check_trunk
 
 # The K of Recall@K that the literature reports for each set.
 KS = {"cub": "1,2,4,8", "cars196": "1,2,4,8", "sop": "1,10,100,1000"}
@@ -152,7 +154,10 @@ class Paper(Experiment):
     """One of the paper's sets and GoogLeNet."""
 
     def weights(self):
-        step("data_prep/imagenet.py", weights=self.given.get("WEIGHTS"))
+        given = self.given.get("WEIGHTS")
+        step("data_prep/imagenet.py", weights=given)
+        if given:
+            check_trunk(user_path(given), trunks()["googlenet"])
 
     def make_data(self):
         get = self.given.get

@@ -29,6 +29,7 @@ from data_prep.imagenet import check_file
 from data_prep.write_set import read_set
 from prototxt import own
 from prototxt.records import methods, trunks
+from tools.caffe_files import check_trunk
 from tools.experiment import step
 from tools.runs import read_metrics
 from tools.verbs import NAME, VARIABLES
@@ -237,6 +238,8 @@ def read_arguments():
     if size != trunk.image and (trunk.least is None or own.crop_of(trunk, size) < trunk.least):
         taken = trunk.image if trunk.least is None else f"{-(-trunk.least * trunk.image // trunk.crop)} at least"
         parser.error(f"--size {size} (SIZE=): {trunk.title} takes images of {taken}")
+    if arguments.weights:
+        check_trunk(arguments.weights, trunk)
     print(f"net: {why}", flush=True)
     return arguments, trunk, size
 
