@@ -37,8 +37,10 @@ def model(small_set, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """20 images, one of them with a name that is long and odd, one gone and one changed since they were indexed."""
+    """20 images, one with a name that is long and odd, one a JPEG, one gone and two changed since they were indexed."""
     photos = draw_images(tmp_path_factory.mktemp("served") / "photos", 4, 5)
+    Image.open(photos / "class001" / "0.png").save(photos / "class001" / "0.jpg")
+    (photos / "class001" / "0.png").unlink()
     (photos / "class000" / "0.png").rename(photos / "class000" / f"{'long' * 30} <b>&amp;\n\udcff.png")
     return photos
 
@@ -48,6 +50,7 @@ def index(photos, model):
     index, _, _ = update_index(model / "index", photos, Embedder(model))
     (photos / "class003" / "3.png").unlink()
     (photos / "class003" / "4.png").write_bytes(b"no image now")
+    Image.new("RGB", (64, 64), "red").save(photos / "class003" / "2.png")
     return index
 
 
@@ -126,13 +129,17 @@ def test_search_near_and_picture(server, index, photos):
     shown = np.asarray(Image.open(io.BytesIO(body)), float)
     assert (status, headers["Content-Type"], Image.open(io.BytesIO(body)).format) == (200, "image/jpeg", "JPEG")
     assert np.abs(shown - np.asarray(Image.open(photos / "class002" / "3.png"), float)).mean() < 12
+    (jpeg,) = (number for number, file in index.files.items() if file.path == "class001/0.jpg")
+    assert Image.open(io.BytesIO(ask(server, "GET", f"/picture/{jpeg}")[2])).size == (24, 24)
     assert ask(server, "HEAD", f"/picture/{number}")[2] == b""
 
 
 def test_images_that_are_gone_or_damaged_show_a_placeholder(server, index):
     numbers = {file.path: number for number, file in index.files.items()}
-    pictures = [ask(server, "GET", f"/picture/{numbers[path]}") for path in ("class003/3.png", "class003/4.png")]
-    assert [status for status, _, _ in pictures] == [200, 200] and pictures[0][2] != pictures[1][2]
+    gone, unreadable, another = (ask(server, "GET", f"/picture/{numbers[f'class003/{name}.png']}") for name in (3, 4, 2))
+    pictures = gone, unreadable, another
+    assert [status for status, _, _ in pictures] == [200] * 3 and gone[2] != unreadable[2]
+    assert another[2] == unreadable[2], "what was not indexed is shown"
     assert all(Image.open(io.BytesIO(content)).size == (320, 320) for _, _, content in pictures)
     near = json.loads(ask(server, "GET", f"/near/{numbers['class003/3.png']}")[2])["nearest"]
     assert {one["name"]: one["state"] for one in near if one["itself"]} == {"class003/3.png": "gone"}
@@ -146,6 +153,17 @@ def test_every_answer_has_the_headers_that_keep_a_browser_in(server):
         assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'sha256-")
         assert "unsafe" not in headers["Content-Security-Policy"] and "Python" not in headers["Server"]
+
+
+def test_what_nobody_foresaw_is_an_answer_too(server, monkeypatch, capfd):
+    def broken(*_):
+        raise ZeroDivisionError("what nobody foresaw")
+
+    monkeypatch.setattr(server.index, "nearest", broken)
+    refused(server, 500, "ZeroDivisionError", "GET", "/near/1")
+    assert ask(server, "GET", "/picture/1")[0] == 200
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "/near/1" in line and "ZeroDivisionError: what nobody foresaw" in line and "test_search_page.py" in line
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
