@@ -3,12 +3,15 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 import unicodedata
+import urllib.request
 from pathlib import Path
 
 import faiss
@@ -529,3 +532,48 @@ def test_thumbnails(tmp_path):
     image.save(tmp_path / "page.eps")
     with pytest.raises(OSError, match="cannot identify"):  # its decoder starts another program
         thumbnail(tmp_path / "page.eps", 20)
+
+
+# --- installed -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The command and the environment of `pip install .`: what pyproject.toml packs, where no checkout is known."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    home = tmp_path_factory.mktemp("site-packages")
+    for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]:
+        (home / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, home / name)
+    module, function = project["project"]["scripts"]["embedding-search"].split(":")
+    code = f"import sys; sys.argv[0] = '/bin/embedding-search'; from {module} import {function}; sys.exit({function}())"
+    return [sys.executable, "-S", "-c", code], home, project["project"]["optional-dependencies"]["search"]
+
+
+def test_what_pip_installs_searches_without_a_checkout(installed, photos, model, tmp_path):
+    command, home, _ = installed
+    libraries = Path(faiss.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{home}{os.pathsep}{libraries}"}  # whose .pth files are not read there
+    options = {"cwd": tmp_path, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    image, place = photos / "class001" / "3.png", tmp_path / "index"
+    done = subprocess.run([*command, "query", image, "--index", place], **options)
+    assert done.returncode == 1 and "`embedding-search index" in done.stderr, done.stderr
+    done = subprocess.run([*command, "index", photos, "--model", model, "--index", place], **options)
+    assert done.returncode == 0 and "12 images" in done.stdout, done.stderr
+    done = subprocess.run([*command, "query", image, "--index", place, "--sheet", "sheet.png"], **options)
+    assert done.returncode == 0 and "class001/3.png  (the query itself)" in done.stdout, done.stderr
+    server = subprocess.Popen([*command, "serve", "--index", place, "--port", "0"], **options)
+    try:
+        with urllib.request.urlopen(server.stdout.readline().split()[0], timeout=30) as answer:
+            assert b"Search by image" in answer.read()
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def test_what_pip_installs_without_its_libraries_says_how(installed, tmp_path):
+    command, home, libraries = installed
+    done = subprocess.run([*command, "--help"], cwd=tmp_path, env={"PYTHONPATH": str(home)}, text=True, capture_output=True)
+    assert done.returncode == 1 and "pip install" in done.stderr and "[search]" in done.stderr and "Traceback" not in done.stderr
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line}
+    assert {re.match("[a-z-]+", library)[0] for library in libraries} <= pinned, "a library that nobody here tries"
