@@ -17,7 +17,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw_images, start
+from conftest import ROOT, draw_images, start, tool
 from PIL import Image
 from test_model_folder import drawn, make_model
 
@@ -377,18 +377,11 @@ class Tab:
         self.browser, self.address = browser, f"http://127.0.0.1:{server.server_port}/"
 
     def open(self, width, after=""):
-        self.browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         for address in ("about:blank", self.address + after):  # another # alone would not load the page again
-            self.browser.events.clear()
-            self.browser.call("Page.navigate", url=address)
-            self.browser.wait_for("Page.loadEventFired")
+            self.browser.open(address, width)
 
     def do(self, expression):
-        answer = self.browser.call(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
-        )
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        return self.browser.evaluate(expression)
 
     def until(self, expression):
         end = time.monotonic() + 30
@@ -397,9 +390,7 @@ class Tab:
             time.sleep(0.02)
 
     def choose(self, path):
-        root = self.browser.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.browser.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
-        self.browser.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+        self.browser.choose_file("#file", path)
 
     def send(self, event, content, name, kind="image/png"):
         """Drop or paste a file, as the browser would tell the page."""
@@ -542,3 +533,21 @@ def test_its_text_can_be_read_light_and_dark():
             for ground in ("paper", "pale"):
                 dark, bright = sorted((light[text], light[ground]))
                 assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
+def test_its_picture_is_made_by_a_command(model, index, photos, tmp_path):
+    out = tmp_path / "figures" / "search.png"
+    done = tool("tools/search_picture.py", "--model", model, "--out", out, "--browser", "no browser of this name")
+    assert done.returncode == 1 and "chromium" in done.stderr and not out.exists()
+    if not BROWSER:
+        pytest.skip("no browser here")
+    for more in ([], ["--image", photos / "class002" / "3.png"]):
+        done = tool("tools/search_picture.py", "--model", model, "--out", out, *more)
+        assert done.returncode == 0, done.stderr
+        picture = np.asarray(Image.open(out).convert("RGB"))
+        assert picture.shape[1] == 900 and 500 < picture.shape[0] < 2000
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000, "nothing was found, or nothing is drawn yet"
+        out.unlink()
+    (tmp_path / "text.png").write_text("no image")
+    done = tool("tools/search_picture.py", "--model", model, "--out", out, "--image", tmp_path / "text.png")
+    assert done.returncode == 1 and "no image" in done.stderr and not out.exists()
