@@ -1,6 +1,6 @@
 """Which kernels of OpenBLAS Caffe computes with: better ones than it picks itself, where it does not know the CPU.
 
-    python tools/blas.py        # prints the kernel to choose, or nothing; .caffe/env.sh asks it for the stock binary
+    .venv/bin/python tools/blas.py        # prints the kernel to choose, or nothing; .caffe/env.sh asks it for the stock binary
 
 OpenBLAS picks its kernels by the CPU's model when it is loaded. One that is older than the CPU falls back to kernels
 without AVX-512 (Debian's 0.3.21 to Haswell's on newer AMD CPUs: a fifth of GoogLeNet's speed). OPENBLAS_CORETYPE overrides

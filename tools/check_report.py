@@ -1,13 +1,13 @@
 """Open a report in a browser, wide and narrow, and fail where a reader would see something broken.
 
-    python tools/check_report.py runs/demo/lifted_64/seed1/report.html [--shots folder]
+    .venv/bin/python tools/check_report.py runs/demo/lifted_64/seed1/report.html [--shots folder]
 
 Fails when the console has an error, when anything is fetched from anywhere but the file itself, when the page scrolls
 sideways, when an image shows nothing or has no alternative text, and when the map's buttons do not enlarge it. Needs
 Chromium or Chrome; no other software: it talks to the browser over a pipe (Chrome DevTools Protocol).
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

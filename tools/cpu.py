@@ -1,6 +1,6 @@
 """The instruction sets that Caffe was compiled for, and whether this CPU has them.
 
-    python tools/cpu.py         # prints what is wrong, or nothing; .caffe/env.sh asks it for the stock binary
+    .venv/bin/python tools/cpu.py         # prints what is wrong, or nothing; .caffe/env.sh asks it for the stock binary
 
 A build for the machine's own CPU ends with "Illegal instruction" on one that lacks something, as another node of a cluster
 may. So `make env` records what the compiler was allowed to use, and the commands look before Caffe is imported.

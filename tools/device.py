@@ -3,10 +3,10 @@
 Caffe ends the process, past any exception, when it is asked for a GPU that it was not built for or that is not there; so
 both are looked at first. GPUs count as CUDA counts them: from 0, among those of CUDA_VISIBLE_DEVICES where that is set.
 
-    python tools/device.py 0        # is there one? The Makefile asks before hours of other work
+    .venv/bin/python tools/device.py 0        # is there one? The Makefile asks before hours of other work
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

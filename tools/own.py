@@ -1,14 +1,14 @@
 """A searchable embedding of one's own images: from a folder, or a list, to a trained net and its report.
 
-    python tools/own.py --images ~/photos --name shoes          # ~/photos/<class>/<anything>.jpg
-    python tools/own.py --images ~/photos/list.csv --name shoes # columns path and class
+    .venv/bin/python tools/own.py --images ~/photos --name shoes          # ~/photos/<class>/<anything>.jpg
+    .venv/bin/python tools/own.py --images ~/photos/list.csv --name shoes # columns path and class
 
 or `make train DATA=~/photos NAME=shoes`. What is not asked for is chosen by the data and said: the net, the size of the
 images, the images a batch, the iterations. Classes are split, so that what the report measures was never seen in
 training. Every step is one of the project's own commands; called again, what is done is not done again.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,8 +1,8 @@
 """Search your own images with a trained embedding, without Caffe.
 
-    python tools/search.py index photos/ --model runs/demo/lifted_64/seed1
-    python tools/search.py query some.jpg --model runs/demo/lifted_64/seed1 --top 10 --sheet found.png
-    python tools/search.py serve --model runs/demo/lifted_64/seed1
+    .venv/bin/python tools/search.py index photos/ --model runs/demo/lifted_64/seed1
+    .venv/bin/python tools/search.py query some.jpg --model runs/demo/lifted_64/seed1 --top 10 --sheet found.png
+    .venv/bin/python tools/search.py serve --model runs/demo/lifted_64/seed1
 
 A model is a run folder that tools/model_folder.py has made into one, or a copy of its four files on another machine, where
 `pip install '<this checkout>[search]'` gives the same as the command embedding-search, for Python 3.11 or newer. The index lies
@@ -10,7 +10,7 @@ in the model folder (<run>/index) unless --index names another place. Called aga
 and drops what is gone.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

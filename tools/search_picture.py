@@ -5,7 +5,7 @@
 Needs an index (tools/search.py index), and Chromium or Chrome. Fails where the page says that a search went wrong.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 
