@@ -152,7 +152,7 @@ def test_the_page_says_what_the_files_say(made, run):
             assert cell.strip() in page.text
     assert "This is not the official set" in page.text and "drawn by <conftest>" in page.text
     assert page.text.count("drawn by <conftest>") == 1  # once, at the top
-    trained = "OPENBLAS_NUM_THREADS=3 python tools/train.py --run 'a folder/seed1'"
+    trained = "OPENBLAS_NUM_THREADS=3 .venv/bin/python tools/train.py --run 'a folder/seed1'"
     for said in ("net/<solver>.prototxt", "seed7", "base_lr0.0125", "python3.99", "openblas, Tiny, 3", trained):
         assert said in page.text, said
     assert "<solver>" not in text and "<conftest>" not in text  # escaped

@@ -297,8 +297,9 @@ def recipe(folder, record, again):
              f'<p class="soft">When this page was made: Python {platform.python_version()}, matplotlib {matplotlib.__version__}, '
              f"{tsne_map.SETTINGS['library']}, {escape(checkout())}.</p>",
              "<h3>To make it again</h3>"]  # fmt: skip
-    commands = [("All of it:", again), ("The training alone:", threads + shlex.join(["python", *map(str, record["command"])])),
-                ("This page, from what lies in the folder of the run:", shlex.join(["python", *sys.argv]))]  # fmt: skip
+    commands = [("All of it:", again),
+                ("The training alone:", threads + shlex.join([".venv/bin/python", *map(str, record["command"])])),
+                ("This page, from what lies in the folder of the run:", shlex.join([".venv/bin/python", *sys.argv]))]  # fmt: skip
     body += [f'<p>{words}</p><pre class="command">{escape(command)}</pre>' for words, command in commands if command]
     return "\n".join(body)
 
