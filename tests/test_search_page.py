@@ -21,7 +21,7 @@ from conftest import ROOT, draw_images, start, tool
 from PIL import Image
 from test_model_folder import drawn, make_model
 
-from tools import check_report, search_server
+from tools import check_report, search_picture, search_server
 from tools.model_folder import Embedder
 from tools.search_index import update_index
 
@@ -535,19 +535,16 @@ def test_its_text_can_be_read_light_and_dark():
                 assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
 
 
-def test_its_picture_is_made_by_a_command(model, index, photos, tmp_path):
+def test_its_picture_is_made_by_a_command(tab, model, index, photos, tmp_path):
     out = tmp_path / "figures" / "search.png"
-    done = tool("tools/search_picture.py", "--model", model, "--out", out, "--browser", "no browser of this name")
-    assert done.returncode == 1 and "chromium" in done.stderr and not out.exists()
-    if not BROWSER:
-        pytest.skip("no browser here")
-    for more in ([], ["--image", photos / "class002" / "3.png"]):
-        done = tool("tools/search_picture.py", "--model", model, "--out", out, *more)
-        assert done.returncode == 0, done.stderr
-        picture = np.asarray(Image.open(out).convert("RGB"))
-        assert picture.shape[1] == 900 and 500 < picture.shape[0] < 2000
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000, "nothing was found, or nothing is drawn yet"
-        out.unlink()
+    done = tool("tools/search_picture.py", "--model", model, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert len(np.unique(np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3), axis=0)) > 1000, "no picture is drawn on it"
+    first = out.read_bytes()
+    search_picture.take_picture(tab.browser, tab.address, index, photos / "class002" / "3.png", out)
+    assert Image.open(out).width == search_picture.WIDTH and out.read_bytes() != first
+    out.unlink()
     (tmp_path / "text.png").write_text("no image")
-    done = tool("tools/search_picture.py", "--model", model, "--out", out, "--image", tmp_path / "text.png")
-    assert done.returncode == 1 and "no image" in done.stderr and not out.exists()
+    with pytest.raises(ValueError, match="text.png: .*no image"):
+        search_picture.take_picture(tab.browser, tab.address, index, tmp_path / "text.png", out)
+    assert not out.exists()
