@@ -1,6 +1,6 @@
 """The batch plan: which images make up which batch.
 
-    python data_prep/batch_plan.py --set data/cub --kind triplets [--batch 120]     # -> data/cub/triplets.npz
+    .venv/bin/python data_prep/batch_plan.py --set data/cub --kind triplets [--batch 120]     # -> data/cub/triplets.npz
 
 Pairs, for the lifted and the contrastive loss, as the authors' generator draws them: all positive pairs and self-pairs,
 as many random negative pairs, one shuffle, cut into batches of m/2 pairs; a batch is its pairs' left images and then
@@ -9,7 +9,7 @@ drawn uniformly from the images of other classes; a batch is its anchors, then t
 Facts and what the paper says otherwise: README, "Differences".
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,13 +1,13 @@
 """A folder of images (class-name/image.png), or a list of them -> LMDBs, mean image and batch plan in data/<set>/.
 
-    python data_prep/build_set.py --images photos/ --out data/shoes
-    python data_prep/build_set.py --images photos/list.csv --out data/shoes     # columns path and class
+    .venv/bin/python data_prep/build_set.py --images photos/ --out data/shoes
+    .venv/bin/python data_prep/build_set.py --images photos/list.csv --out data/shoes     # columns path and class
 
 Classes are split, not images: the test classes are never seen in training. Everything is written aside and renamed
 when complete, set.json last; called again with the same images and options, it does nothing.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,34 +1,42 @@
 """How every script here ends: an error in words, an interrupt in one line, and an exit status that tells them apart.
 
-Import it before anything else: a Ctrl+C during the imports of large libraries then ends in one line too.
+A script imports it before anything else: a Ctrl+C while it imports large libraries then ends in one line too, and a library
+that is missing in words. Where Python was not started with a script of this checkout, as in a notebook, importing does nothing.
 """
 
 import errno
 import os
 import signal
 import sys
+from pathlib import Path
 
 from data_prep.files import DiskFull
 
 DISK_FULL = 74  # exit status, EX_IOERR of sysexits.h
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def _interrupted(kind, value, traceback):
-    if not issubclass(kind, KeyboardInterrupt):
+def _ended(kind, value, traceback):
+    """Python's excepthook of a script."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\ninterrupted; nothing half made is left, and the same command goes on", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)
+    if issubclass(kind, ModuleNotFoundError) and Path(sys.prefix) != ROOT / ".venv":
+        print(f"{Path(sys.argv[0]).name}: {value}; run it with .venv/bin/python, which `make env` makes", file=sys.stderr)
+    else:
         sys.__excepthook__(kind, value, traceback)
-        return
-    print("\ninterrupted; nothing half made is left, and the same command goes on", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(130)
 
 
-sys.excepthook = _interrupted
-for stream in (sys.stdout, sys.stderr):
-    stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 can be printed
+if Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent.parent == ROOT:
+    sys.excepthook = _ended
 
 
 def run(name, main):
     """Call `main` and leave with its status; with a message and 1 for an expected error, DISK_FULL where there is no room."""
+    sys.excepthook = _ended
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 can be printed
     try:
         sys.exit(main())
     except BrokenPipeError:  # who reads the output, head for one, has what it wanted

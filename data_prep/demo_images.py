@@ -1,11 +1,11 @@
 """The demo's images: emoji as four vendors draw them, a class for each emoji. Fetched from npm, kept on this machine.
 
-    python data_prep/demo_images.py            # -> data/demo/images/<emoji>/<vendor>.png, data/demo/groups.csv
+    .venv/bin/python data_prep/demo_images.py            # -> data/demo/images/<emoji>/<vendor>.png, data/demo/groups.csv
 
 The drawings belong to their vendors and are never committed.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,10 +1,10 @@
 """What the paper's nets start from: BVLC GoogLeNet's weights and the ImageNet mean image.
 
-python data_prep/imagenet.py                        # fetches data/bvlc_googlenet.caffemodel
-python data_prep/imagenet.py --weights own.caffemodel  # only says whether the file can be used
+.venv/bin/python data_prep/imagenet.py                        # fetches data/bvlc_googlenet.caffemodel
+.venv/bin/python data_prep/imagenet.py --weights own.caffemodel  # only says whether the file can be used
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

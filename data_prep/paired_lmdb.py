@@ -1,11 +1,11 @@
 """The authors' LMDB, for stock `Data` layers: each image again for every appearance, in the order of the batch plan.
 
-    python data_prep/paired_lmdb.py --set data/cub         # -> data/cub/train_paired.lmdb
+    .venv/bin/python data_prep/paired_lmdb.py --set data/cub         # -> data/cub/train_paired.lmdb
 
 Caffe reads it from the beginning to the end and again; `batch_size` must be the plan's batch.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,13 +1,13 @@
 """The paper's data sets -> data/<set>/: LMDBs of 256x256 images, mean image and batch plan.
 
-    python data_prep/paper_sets.py --set cub                                 # downloads what is not there
-    python data_prep/paper_sets.py --set cars196 --archive ~/car_ims.tgz     # cars_annos.mat lies beside it
+    .venv/bin/python data_prep/paper_sets.py --set cub                                 # downloads what is not there
+    .venv/bin/python data_prep/paper_sets.py --set cars196 --archive ~/car_ims.tgz     # cars_annos.mat lies beside it
 
 Images are read by the set's own lists, straight from the archives. The first half of the class ids trains, the rest
 tests; labels are the set's own class ids. What is there already is not made again.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

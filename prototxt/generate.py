@@ -1,7 +1,7 @@
 """Writes the nets and solvers from their one definition.
 
-    python prototxt/generate.py                       # or: make prototxt; all that are committed or there
-    python prototxt/generate.py cub/contrastive_128   # others: one folder, which git ignores
+    .venv/bin/python prototxt/generate.py                       # or: make prototxt; all that are committed or there
+    .venv/bin/python prototxt/generate.py cub/contrastive_128   # others: one folder, which git ignores
 
 Committed are the lifted loss in every size, and contrastive and triplet in 64, from which another size differs in one
 number. A test regenerates the files and fails on one that differs. Change the definition, never a generated file:
@@ -16,7 +16,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from data_prep.files import written_aside
+from data_prep.files import written_aside  # not found? Run this with .venv/bin/python (make env)
 from prototxt import nets, solvers
 from prototxt.records import methods, trunks
 from prototxt.text import render

@@ -4,7 +4,7 @@ Prints a table and writes it to runs/bench.json: medians over a few calls. PyTor
 peers where they are installed. Evaluation has a benchmark of its own, tools/bench_eval.py.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,12 +1,17 @@
 """Searching a folder of images: what is nearest, what changes in the folder, and what is missing, damaged or interrupted."""
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+import unicodedata
+import urllib.request
 from pathlib import Path
 
 import faiss
@@ -45,6 +50,13 @@ def home(tmp_path):
 
 def call(command, *arguments, **options):
     return tool("tools/search.py", command, *arguments, **options)
+
+
+def edit(home, **change):
+    """Change index.json as somebody does who knows how its own SHA-256 is made."""
+    record = {**json.loads((home / "index.json").read_text()), **change}
+    record.pop("sha256", None)
+    (home / "index.json").write_text(json.dumps(search_index.signed(record)))
 
 
 def paths_of(index):
@@ -137,6 +149,34 @@ def test_what_is_new_changed_and_gone(photos, home, embedder, monkeypatch):
     with pytest.raises(ValueError, match="no images found"):  # an unmounted disk does not empty an index
         update_index(home, photos, embedder)
     assert len(read_index(home).files) == 13
+
+
+def test_a_name_in_another_unicode_form_is_the_same_name(photos, home, embedder, monkeypatch):
+    """A Mac writes é as two letters (NFD): an image that only this was done to is not another one."""
+    composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    (photos / "class000").rename(photos / composed)
+    (photos / composed / "0.png").rename(photos / composed / f"{composed}.png")
+    before, _, _ = update_index(home, photos, embedder)
+    (photos / composed).rename(photos / decomposed)
+    (photos / decomposed / f"{composed}.png").rename(photos / decomposed / f"{decomposed}.png")
+    with monkeypatch.context() as patched:
+        patched.setattr(embedder, "load", None)
+        index, counts, _ = update_index(home, photos, embedder)
+    assert counts == {"new": 0, "changed": 0, "gone": 0, "as before": 12} and before.files.keys() == index.files.keys()
+    assert f"{decomposed}/{decomposed}.png" in paths_of(index) and {*map(index.state_of, index.files)} == {"there"}
+    check(index, embedder)
+
+
+def test_two_names_that_look_the_same(photos, home, model, embedder):
+    """Both are files, so both are searched, and the person is told of them."""
+    for form in ("NFC", "NFD"):
+        shutil.copy(photos / "class000" / "0.png", photos / unicodedata.normalize(form, "caf\u00e9.png"))
+    done = call("index", photos, "--model", model, "--index", home)
+    assert done.returncode == 0 and "14 new" in done.stdout and "look the same" in done.stdout, done.stdout + done.stderr
+    assert update_index(home, photos, embedder)[1]["as before"] == 14
+    (photos / "caf\u00e9.png").unlink()
+    done = call("index", photos, "--model", model, "--index", home)
+    assert "1 gone, 13 as before" in done.stdout and "look the same" not in done.stdout
 
 
 def test_unreadable_images_are_named(photos, home, model):
@@ -327,7 +367,7 @@ def test_an_index_of_another_model_is_refused(photos, home, model, embedder, tmp
                  call("query", photos / "class000" / "0.png", "--model", other, "--index", home)):  # fmt: skip
         assert done.returncode == 1 and "was made by the model small/lifted_8/seed1 (weights " in done.stderr, done.stderr
         assert "not by other/lifted_8/seed2 (weights " in done.stderr and "other mean." in done.stderr
-        assert f"python tools/search.py index {photos} --model {other} --index {home}" in done.stderr
+        assert f"tools/search.py index {photos} --model {other} --index {home}" in done.stderr
     assert len(read_index(home).files) == 12
 
 
@@ -338,15 +378,15 @@ def test_damaged_index_files(photos, home, embedder, name):
     content = path.read_bytes()
     for damaged in (b"", content[:-5], content[: len(content) // 2], content[:40] + bytes([content[40] ^ 255]) + content[41:]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{name}.*is damaged.*remove .*index and call `python tools/search.py index"):
+        with pytest.raises(ValueError, match=f"{name}.*is damaged.*remove .*index and call `.*tools/search.py index"):
             read_index(home)
     path.unlink()
-    with pytest.raises(ValueError, match="there is no index; `python" if name == "index.json" else "not there, though index.json"):
+    with pytest.raises(ValueError, match="there is no index; `" if name == "index.json" else "not there, though index.json"):
         read_index(home)
 
 
 @pytest.mark.parametrize("change", [
-    {"layout": 2}, {"files": [["0", "a", 1]]}, {"files": None}, {"files": [[0, "/etc/passwd", 1, 1]]},
+    {"layout": 1}, {"files": [["0", "a", 1]]}, {"files": None}, {"files": [[0, "/etc/passwd", 1, 1]]},
     {"files": [[0, "../a.png", 1, 1]]}, {"next_id": 3}, {"vectors": "../" * 22}, {"model": {}}, {"images": 5}, {"files": []},
     {"files": [[-7, "a.png", 1, 1]]}, {"files": [[0, "a\0.png", 1, 1]]}, {"files": [[0, "\ud800.png", 1, 1]]}, {"images": "a\0"},
     {"model": {"name": "a", "dimensions": -8}}, {"model": {"name": "a", "dimensions": 10**9}},
@@ -354,13 +394,24 @@ def test_damaged_index_files(photos, home, embedder, name):
 ])  # fmt: skip
 def test_a_record_that_makes_no_sense(photos, home, embedder, change):
     update_index(home, photos, embedder)
-    record = json.loads((home / "index.json").read_text())
-    (home / "index.json").write_text(json.dumps({**record, **change}))
-    with pytest.raises(ValueError, match="index.json: is damaged|does not belong to index.json"):
+    edit(home, **change)
+    with pytest.raises(ValueError, match="index.json: is damaged|does not belong to index.json") as error:
         read_index(home)
+    assert "edited" not in str(error.value)
     (home / "index.json").write_text("[" * 100_000 if change.get("layout") else "[]")
     with pytest.raises(ValueError, match="index.json: is damaged"):
         read_index(home)
+
+
+def test_an_index_that_was_edited_is_refused(photos, home, embedder, tmp_path):
+    """One that names another folder would show what is there."""
+    update_index(home, photos, embedder)
+    record = json.loads((home / "index.json").read_text())
+    shutil.copytree(photos, tmp_path / "private", copy_function=shutil.copy2)
+    for change in ({"images": str(tmp_path / "private")}, {"files": record["files"][1:]}, {"complete": False}):
+        (home / "index.json").write_text(json.dumps({**record, **change}))
+        with pytest.raises(ValueError, match="index.json: .*edited"):
+            read_index(home)
 
 
 def vectors_of(ids, dimensions, value=0):
@@ -377,10 +428,9 @@ def test_a_vector_file_that_agrees_and_is_none(photos, home, embedder, vectors):
     update_index(home, photos, embedder)
     content = vectors if isinstance(vectors, bytes) else faiss.serialize_index(vectors).tobytes()
     digest = search_index.hashlib.sha256(content).hexdigest()
-    record = json.loads((home / "index.json").read_text())
-    (home / "index.json").write_text(json.dumps({**record, "vectors": digest}))
+    edit(home, vectors=digest)
     (home / f"vectors-{digest[:16]}.faiss").write_bytes(content)
-    with pytest.raises(ValueError, match="vectors-.*faiss: does not belong to index.json .*call `python tools/search.py index"):
+    with pytest.raises(ValueError, match="vectors-.*faiss: does not belong to index.json .*call `.*tools/search.py index"):
         read_index(home)
 
 
@@ -403,7 +453,7 @@ def test_queries_that_cannot_be_read_are_all_named(photos, home, embedder, tmp_p
     assert done.returncode == 1 and "name the model folder with --model, or the index with --index" in done.stderr
     (tmp_path / "empty").mkdir()
     done = call("query", photos / "class000" / "0.png", "--model", tmp_path / "empty")
-    assert done.returncode == 1 and "there is no index; `python tools/search.py index" in done.stderr
+    assert done.returncode == 1 and "tools/search.py index" in done.stderr
     for option, value, says in (("--top", "0", "at least 1"), ("--sheet", "sheet.doc", "must end in .png")):
         done = call("query", "a.png", "--index", home, option, value)
         assert done.returncode == 2 and says in done.stderr
@@ -439,20 +489,15 @@ def test_without_caffe(photos, model, tmp_path):
     assert "blocked: caffe" in blocked.stderr
 
 
-def test_search_without_python_knowing_the_repository(tmp_path):
-    done = subprocess.run([sys.executable, "-S", "-c", "import runpy, sys; runpy.run_path(sys.argv[1])",
-                           str(ROOT / "tools" / "search.py")], text=True, capture_output=True, cwd=tmp_path)  # fmt: skip
-    assert "No module named 'matplotlib'" in done.stderr, done.stderr  # and not data_prep
-
-
 @pytest.mark.parametrize("top, rows", [(3, 1), (10, 1), (11, 2), (25, 3)])
 def test_a_sheet_has_a_row_for_ten(tmp_path, home, embedder, top, rows, monkeypatch):
     photos = draw_images(tmp_path / "photos", 5, 6)
     (photos / "class000" / "0.png").rename(photos / "class000" / f"{'very long name ' * 15}.png")
+    Image.open(photos / "class001" / "1.png").save(photos / "class001" / "1.jpg")
     index, _, _ = update_index(home, photos, embedder)
     queries = [photos / "class001" / "1.png", photos / "class002" / "1.png"]
     drawn_pictures = []
-    monkeypatch.setattr(search, "picture", lambda path, real=search.picture: drawn_pictures.append(path) or real(path))
+    monkeypatch.setattr(search_index, "thumbnail", lambda path, side: drawn_pictures.append(path) or thumbnail(path, side))
     search.draw_sheet(index, list(search.search(embedder, index, queries, top)), tmp_path / "sheet.png")
     assert len(drawn_pictures) == 2 * (top + 1) and drawn_pictures[0] == queries[0]
     sheet = Image.open(tmp_path / "sheet.png")
@@ -463,6 +508,16 @@ def test_a_sheet_has_a_row_for_ten(tmp_path, home, embedder, top, rows, monkeypa
 def test_names_are_shortened_in_the_middle():
     assert search.shorten("short.png") == "short.png" and search.shorten("x" * 15) == "x" * 15
     assert search.shorten("beginning and end.png") == "beginni…end.png" and len(search.shorten("y" * 300)) == 15
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "bmp", "tiff", "ppm", "png", "gif", "webp"])
+def test_a_small_picture_outlives_its_file(tmp_path, kind):
+    """Pillow reads pixels when they are asked for, and a thumbnail asks for none where the image is small already."""
+    image = Image.fromarray(drawn(1, 24)[0].transpose(1, 2, 0))
+    image.save(tmp_path / f"a.{kind}")
+    for source in (tmp_path / f"a.{kind}", io.BytesIO((tmp_path / f"a.{kind}").read_bytes())):
+        for side in (12, 200):
+            assert np.asarray(thumbnail(source, side)).std() > 10
 
 
 def test_thumbnails(tmp_path):
@@ -477,3 +532,48 @@ def test_thumbnails(tmp_path):
     image.save(tmp_path / "page.eps")
     with pytest.raises(OSError, match="cannot identify"):  # its decoder starts another program
         thumbnail(tmp_path / "page.eps", 20)
+
+
+# --- installed -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The command and the environment of `pip install .`: what pyproject.toml packs, where no checkout is known."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    home = tmp_path_factory.mktemp("site-packages")
+    for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]:
+        (home / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, home / name)
+    module, function = project["project"]["scripts"]["embedding-search"].split(":")
+    code = f"import sys; sys.argv[0] = '/bin/embedding-search'; from {module} import {function}; sys.exit({function}())"
+    return [sys.executable, "-S", "-c", code], home, project["project"]["optional-dependencies"]["search"]
+
+
+def test_what_pip_installs_searches_without_a_checkout(installed, photos, model, tmp_path):
+    command, home, _ = installed
+    libraries = Path(faiss.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{home}{os.pathsep}{libraries}"}  # whose .pth files are not read there
+    options = {"cwd": tmp_path, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    image, place = photos / "class001" / "3.png", tmp_path / "index"
+    done = subprocess.run([*command, "query", image, "--index", place], **options)
+    assert done.returncode == 1 and "`embedding-search index" in done.stderr, done.stderr
+    done = subprocess.run([*command, "index", photos, "--model", model, "--index", place], **options)
+    assert done.returncode == 0 and "12 images" in done.stdout, done.stderr
+    done = subprocess.run([*command, "query", image, "--index", place, "--sheet", "sheet.png"], **options)
+    assert done.returncode == 0 and "class001/3.png  (the query itself)" in done.stdout, done.stderr
+    server = subprocess.Popen([*command, "serve", "--index", place, "--port", "0"], **options)
+    try:
+        with urllib.request.urlopen(server.stdout.readline().split()[0], timeout=30) as answer:
+            assert b"Search by image" in answer.read()
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def test_what_pip_installs_without_its_libraries_says_how(installed, tmp_path):
+    command, home, libraries = installed
+    done = subprocess.run([*command, "--help"], cwd=tmp_path, env={"PYTHONPATH": str(home)}, text=True, capture_output=True)
+    assert done.returncode == 1 and "pip install" in done.stderr and "[search]" in done.stderr and "Traceback" not in done.stderr
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line}
+    assert {re.match("[a-z-]+", library)[0] for library in libraries} <= pinned, "a library that nobody here tries"

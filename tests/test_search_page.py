@@ -17,11 +17,11 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw_images, start
+from conftest import ROOT, draw_images, start, tool
 from PIL import Image
 from test_model_folder import drawn, make_model
 
-from tools import check_report, search_server
+from tools import check_report, search_picture, search_server
 from tools.model_folder import Embedder
 from tools.search_index import update_index
 
@@ -37,8 +37,10 @@ def model(small_set, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """20 images, one of them with a name that is long and odd, one gone and one changed since they were indexed."""
+    """20 images, one with a name that is long and odd, one a JPEG, one gone and two changed since they were indexed."""
     photos = draw_images(tmp_path_factory.mktemp("served") / "photos", 4, 5)
+    Image.open(photos / "class001" / "0.png").save(photos / "class001" / "0.jpg")
+    (photos / "class001" / "0.png").unlink()
     (photos / "class000" / "0.png").rename(photos / "class000" / f"{'long' * 30} <b>&amp;\n\udcff.png")
     return photos
 
@@ -48,6 +50,7 @@ def index(photos, model):
     index, _, _ = update_index(model / "index", photos, Embedder(model))
     (photos / "class003" / "3.png").unlink()
     (photos / "class003" / "4.png").write_bytes(b"no image now")
+    Image.new("RGB", (64, 64), "red").save(photos / "class003" / "2.png")
     return index
 
 
@@ -126,13 +129,17 @@ def test_search_near_and_picture(server, index, photos):
     shown = np.asarray(Image.open(io.BytesIO(body)), float)
     assert (status, headers["Content-Type"], Image.open(io.BytesIO(body)).format) == (200, "image/jpeg", "JPEG")
     assert np.abs(shown - np.asarray(Image.open(photos / "class002" / "3.png"), float)).mean() < 12
+    (jpeg,) = (number for number, file in index.files.items() if file.path == "class001/0.jpg")
+    assert Image.open(io.BytesIO(ask(server, "GET", f"/picture/{jpeg}")[2])).size == (24, 24)
     assert ask(server, "HEAD", f"/picture/{number}")[2] == b""
 
 
 def test_images_that_are_gone_or_damaged_show_a_placeholder(server, index):
     numbers = {file.path: number for number, file in index.files.items()}
-    pictures = [ask(server, "GET", f"/picture/{numbers[path]}") for path in ("class003/3.png", "class003/4.png")]
-    assert [status for status, _, _ in pictures] == [200, 200] and pictures[0][2] != pictures[1][2]
+    gone, unreadable, another = (ask(server, "GET", f"/picture/{numbers[f'class003/{name}.png']}") for name in (3, 4, 2))
+    pictures = gone, unreadable, another
+    assert [status for status, _, _ in pictures] == [200] * 3 and gone[2] != unreadable[2]
+    assert another[2] == unreadable[2], "what was not indexed is shown"
     assert all(Image.open(io.BytesIO(content)).size == (320, 320) for _, _, content in pictures)
     near = json.loads(ask(server, "GET", f"/near/{numbers['class003/3.png']}")[2])["nearest"]
     assert {one["name"]: one["state"] for one in near if one["itself"]} == {"class003/3.png": "gone"}
@@ -146,6 +153,17 @@ def test_every_answer_has_the_headers_that_keep_a_browser_in(server):
         assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'sha256-")
         assert "unsafe" not in headers["Content-Security-Policy"] and "Python" not in headers["Server"]
+
+
+def test_what_nobody_foresaw_is_an_answer_too(server, monkeypatch, capfd):
+    def broken(*_):
+        raise ZeroDivisionError("what nobody foresaw")
+
+    monkeypatch.setattr(server.index, "nearest", broken)
+    refused(server, 500, "ZeroDivisionError", "GET", "/near/1")
+    assert ask(server, "GET", "/picture/1")[0] == 200
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "/near/1" in line and "ZeroDivisionError: what nobody foresaw" in line and "test_search_page.py" in line
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -359,18 +377,11 @@ class Tab:
         self.browser, self.address = browser, f"http://127.0.0.1:{server.server_port}/"
 
     def open(self, width, after=""):
-        self.browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         for address in ("about:blank", self.address + after):  # another # alone would not load the page again
-            self.browser.events.clear()
-            self.browser.call("Page.navigate", url=address)
-            self.browser.wait_for("Page.loadEventFired")
+            self.browser.open(address, width)
 
     def do(self, expression):
-        answer = self.browser.call(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
-        )
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        return self.browser.evaluate(expression)
 
     def until(self, expression):
         end = time.monotonic() + 30
@@ -379,9 +390,7 @@ class Tab:
             time.sleep(0.02)
 
     def choose(self, path):
-        root = self.browser.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.browser.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
-        self.browser.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+        self.browser.choose_file("#file", path)
 
     def send(self, event, content, name, kind="image/png"):
         """Drop or paste a file, as the browser would tell the page."""
@@ -524,3 +533,18 @@ def test_its_text_can_be_read_light_and_dark():
             for ground in ("paper", "pale"):
                 dark, bright = sorted((light[text], light[ground]))
                 assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
+def test_its_picture_is_made_by_a_command(tab, model, index, photos, tmp_path):
+    out = tmp_path / "figures" / "search.png"
+    done = tool("tools/search_picture.py", "--model", model, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert len(np.unique(np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3), axis=0)) > 1000, "no picture is drawn on it"
+    first = out.read_bytes()
+    search_picture.take_picture(tab.browser, tab.address, index, photos / "class002" / "3.png", out)
+    assert Image.open(out).width == search_picture.WIDTH and out.read_bytes() != first
+    out.unlink()
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match="text.png: .*no image"):
+        search_picture.take_picture(tab.browser, tab.address, index, tmp_path / "text.png", out)
+    assert not out.exists()

@@ -456,7 +456,7 @@ def test_what_is_missing_is_named_with_the_next_command(tmp_path, small_set):
     solver = write_solver(tmp_path, tmp_path / "nowhere")
     done = train(solver, tmp_path / "run")
     assert done.returncode == 1
-    assert "nowhere/train.lmdb: not there" in done.stderr and "`python data_prep/build_set.py` makes it" in done.stderr
+    assert "nowhere/train.lmdb: not there" in done.stderr and "python data_prep/build_set.py` makes it" in done.stderr
     assert not (tmp_path / "run").exists()
     done = train(tmp_path / "none.prototxt", tmp_path / "run")
     assert done.returncode == 1 and "none.prototxt: no such file" in done.stderr

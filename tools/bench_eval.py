@@ -1,12 +1,12 @@
 """How fast the evaluation is, as ratios against its peers in the same run -> a table, and bench_eval.json.
 
-    python tools/bench_eval.py --out runs/bench_eval.json
+    .venv/bin/python tools/bench_eval.py --out runs/bench_eval.json
 
 Retrieval against faiss's search (which finds the 1,000 nearest) and against the full distance matrix; affinity
 propagation, an iteration, against scikit-learn's. Each job runs in a process of its own, so that its memory is its own.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

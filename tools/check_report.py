@@ -1,13 +1,13 @@
 """Open a report in a browser, wide and narrow, and fail where a reader would see something broken.
 
-    python tools/check_report.py runs/demo/lifted_64/seed1/report.html [--shots folder]
+    .venv/bin/python tools/check_report.py runs/demo/lifted_64/seed1/report.html [--shots folder]
 
 Fails when the console has an error, when anything is fetched from anywhere but the file itself, when the page scrolls
 sideways, when an image shows nothing or has no alternative text, and when the map's buttons do not enlarge it. Needs
 Chromium or Chrome; no other software: it talks to the browser over a pipe (Chrome DevTools Protocol).
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 
@@ -21,6 +21,8 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from data_prep.files import written_aside
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WIDTHS = (400, 1400)  # pixels: a phone, a projector
@@ -42,6 +44,19 @@ LOOK = """(() => {
     height: page.scrollHeight,
   };
 })()"""
+
+
+# Waits for the pictures, also those that the window does not show yet.
+DECODED = """Promise.all([...document.images].map(image => { image.loading = "eager"; return image.decode().catch(() => 0); }))
+  .then(() => 0)"""
+
+
+def find_browser(named=None):
+    """The browser to start: the one that is `named`, or the first that is installed. ValueError where there is none."""
+    if program := next(filter(None, map(shutil.which, [named] if named else BROWSERS)), None):
+        return program
+    raise ValueError(f"no browser here: none of {named or ', '.join(BROWSERS)} is installed. On Debian: apt-get install chromium. "
+                     "Or name one with --browser")  # fmt: skip
 
 
 class Browser:
@@ -98,6 +113,34 @@ class Browser:
             if is_it(message):
                 return message
 
+    def open(self, address, width):
+        """Load a page in a window `width` pixels wide."""
+        self.events.clear()
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Page.navigate", url=address)
+        self.wait_for("Page.loadEventFired")
+
+    def evaluate(self, expression):
+        """The value of a JavaScript expression, of a promise what it comes to; OSError with what it throws."""
+        asked = {"expression": expression, "awaitPromise": True, "returnByValue": True, "userGesture": True}
+        answer = self.call("Runtime.evaluate", **asked)
+        if "exceptionDetails" in answer:
+            raise OSError(f"the page cannot be looked at: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
+
+    def choose_file(self, selector, path):
+        """Give the file at `path` to an <input type=file>, as a person would."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[os.path.abspath(path)], nodeId=node)
+
+    def shoot(self, path, width, height):
+        """Write a picture of the page to `path`, PNG, beyond what the window shows."""
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, 16000), "scale": 1}
+        content = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
+        with written_aside(path) as aside:
+            aside.write_bytes(base64.b64decode(content))
+
     def close(self):
         self.process.terminate()
         try:
@@ -110,21 +153,11 @@ class Browser:
 def look(browser, path, width, shot):
     """What is wrong with the page at `path` in a window `width` pixels wide, as a list of sentences."""
     address = path.resolve().as_uri()
-    browser.events.clear()
-    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-    browser.call("Page.navigate", url=address)
-    browser.wait_for("Page.loadEventFired")
-    decoded = "Promise.all([...document.images].map(image => image.decode().catch(() => 0))).then(() => 0)"
-    browser.call("Runtime.evaluate", expression=decoded, awaitPromise=True)
-    answer = browser.call("Runtime.evaluate", expression=LOOK, returnByValue=True)
-    if "exceptionDetails" in answer:
-        raise OSError(f"{path}: cannot be looked at: {answer['exceptionDetails']}")
-    seen = answer["result"]["value"]
+    browser.open(address, width)
+    browser.evaluate(DECODED)
+    seen = browser.evaluate(LOOK)
     if shot:
-        clip = {"x": 0, "y": 0, "width": width, "height": min(seen["height"], 16000), "scale": 1}
-        content = browser.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
-        shot.parent.mkdir(parents=True, exist_ok=True)
-        shot.write_bytes(base64.b64decode(content))
+        browser.shoot(shot, width, seen["height"])
     wrong = []
     for event in browser.events:
         method, of = event["method"], event["params"]
@@ -153,10 +186,7 @@ def main():
     arguments = parser.parse_args()
     if not arguments.report.is_file():
         raise ValueError(f"{arguments.report}: no such file; tools/report.py makes it (make demo)")
-    program = arguments.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not program:
-        raise ValueError(f"no browser here: none of {', '.join(BROWSERS)} is installed. On Debian: apt-get install chromium. "
-                         "Or name one with --browser")  # fmt: skip
+    program = find_browser(arguments.browser)
     wrong = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         browser = Browser(program, home)

@@ -3,12 +3,12 @@
 One run, with its baselines or with its snapshots on the way; or all finished runs of a set, the seeds of an experiment
 in one row:
 
-    python tools/compare.py --metrics runs/demo/lifted_64/seed1/metrics.json --out report.md
-    python tools/compare.py --metrics runs/cub/lifted_64/seed1/metrics*.json --published cub --out report.md
-    python tools/compare.py --runs runs/cub --published cub --out runs/cub/report.md
+    .venv/bin/python tools/compare.py --metrics runs/demo/lifted_64/seed1/metrics.json --out report.md
+    .venv/bin/python tools/compare.py --metrics runs/cub/lifted_64/seed1/metrics*.json --published cub --out report.md
+    .venv/bin/python tools/compare.py --runs runs/cub --published cub --out runs/cub/report.md
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

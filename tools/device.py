@@ -6,7 +6,7 @@ both are looked at first. GPUs count as CUDA counts them: from 0, among those of
     .venv/bin/python tools/device.py 0      # is there one? The Makefile asks before hours of other work
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

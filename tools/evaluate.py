@@ -1,8 +1,8 @@
 """Score features: Recall@K, MAP@R, NMI, F1, purity and Rand index -> metrics.json.
 
-    python tools/evaluate.py --features runs/demo/lifted_64/seed1/features.npz --out metrics.json \\
-                             --baseline raw_pixels=runs/demo/raw_pixels.npz
-    python tools/evaluate.py --features features.npz --out metrics.json --clustering affinity
+    .venv/bin/python tools/evaluate.py --features runs/demo/lifted_64/seed1/features.npz --out metrics.json \\
+                                       --baseline raw_pixels=runs/demo/raw_pixels.npz
+    .venv/bin/python tools/evaluate.py --features features.npz --out metrics.json --clustering affinity
 
 Runs without Caffe. NMI and F1 are those of as many clusters as there are classes. CUB and Cars196 are clustered by
 affinity propagation, as the paper says; Online Products by k-means, as the authors' released script does (affinity
@@ -10,7 +10,7 @@ propagation would take 44 GB), and so is every other set, unless --clustering as
 it starts, so its NMI and F1 are means of five seeds; metrics.json has each.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -6,7 +6,7 @@ Each stage is one of the project's own commands and passes over what is finished
 a person typed reaches a command as one word of its own: no shell and no make reads it again.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,7 +1,7 @@
 """A deploy net with its weights as an ONNX model, for runtimes other than Caffe.
 
-    python tools/export_onnx.py --net prototxt/demo/lifted_64/deploy.prototxt \\
-                                --weights runs/demo/lifted_64/seed1/model.caffemodel --out model.onnx
+    .venv/bin/python tools/export_onnx.py --net prototxt/demo/lifted_64/deploy.prototxt \\
+                                          --weights runs/demo/lifted_64/seed1/model.caffemodel --out model.onnx
 
 The model takes `data` (n, 3, crop, crop) float32, BGR in 0..255 with the set's mean image subtracted, n free, and gives
 `fc_embedding` (n, c). Before the file gets its name, onnx's own checker reads it, and onnxruntime's embeddings are
@@ -9,7 +9,7 @@ compared with Caffe's. Layers: Input, Convolution, ReLU, Pooling (MAX, AVE), LRN
 Dropout, Power, Eltwise; any other is an error.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 
@@ -19,8 +19,6 @@ import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
-
-os.environ.setdefault("GLOG_minloglevel", "2")
 
 import numpy as np
 import onnx
@@ -340,6 +338,7 @@ def compare(content, deploy, weights):
     Of noise at batch 1 and 3, on the CPU; infinite where one of the two is not finite.
     """
     choose_kernels()
+    os.environ.setdefault("GLOG_minloglevel", "2")  # Caffe's errors only
     import caffe
     import onnxruntime
 

@@ -1,13 +1,13 @@
 """Features of every image of a set, each once, in the LMDB's order -> features.npz.
 
-    python tools/extract.py --set data/demo --part test --net prototxt/demo/lifted_64/deploy.prototxt \\
-                            --weights runs/demo/lifted_64/seed1/model.caffemodel --out features.npz
-    python tools/extract.py --set data/demo --part test --pixels 16 --out pixels.npz        # the images themselves
+    .venv/bin/python tools/extract.py --set data/demo --part test --net prototxt/demo/lifted_64/deploy.prototxt \\
+                                      --weights runs/demo/lifted_64/seed1/model.caffemodel --out features.npz
+    .venv/bin/python tools/extract.py --set data/demo --part test --pixels 16 --out pixels.npz        # the images themselves
 
 Centre crop, not mirrored, the set's mean subtracted: Caffe's TEST phase.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,13 +1,14 @@
 """Sheets of queries and their nearest neighbours, from features.npz, like the paper's figures 1, 10 and 11.
 
-    python tools/figures.py --set data/demo --features runs/demo/lifted_64/seed1/features.npz --out retrieval.png
-    python tools/figures.py --set data/demo --features runs/demo/lifted_64/seed1/features.npz --choose failures --out failures.png
+    .venv/bin/python tools/figures.py --set data/demo --features runs/demo/lifted_64/seed1/features.npz --out retrieval.png
+    .venv/bin/python tools/figures.py --set data/demo --features runs/demo/lifted_64/seed1/features.npz \\
+        --choose failures --out failures.png
 
 A right neighbour has a blue frame and a tick, a wrong one a dashed orange frame and a cross (told apart without colour
 too). `--choose` takes the queries at random, or successes or failures by the rules that RULES states.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

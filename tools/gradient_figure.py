@@ -1,13 +1,13 @@
 """The paper's figure 4: where the contrastive and the triplet loss push a positive the wrong way and the lifted one does not.
 
-    python tools/gradient_figure.py --out runs/figures/gradients.png
+    .venv/bin/python tools/gradient_figure.py --out runs/figures/gradients.png
 
 Three classes in the plane, laid out to show it. The contrastive and the triplet loss see a few edges of the batch, drawn
 by chance and unluckily; the lifted structured loss sees all. Each arrow is the direction of the negative gradient on the
 positive, computed from these points, never drawn by hand; the arrows' lengths are made equal.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,6 +1,7 @@
 """A trained run as a model that can be used without Caffe: four files, which can be copied to another machine.
 
-    python tools/model_folder.py --run runs/demo/lifted_64/seed1 --set data/demo --net prototxt/demo/lifted_64/deploy.prototxt
+    .venv/bin/python tools/model_folder.py --run runs/demo/lifted_64/seed1 --set data/demo \\
+        --net prototxt/demo/lifted_64/deploy.prototxt
 
 The run folder then holds, besides what training left there:
 
@@ -13,7 +14,7 @@ Writing needs Caffe: the embeddings that OpenCV computes from these files are co
 embedding (`Embedder`) need OpenCV and numpy alone.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 
@@ -22,6 +23,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 from pathlib import Path
 
 import cv2
@@ -36,7 +38,7 @@ PARITY = 1e-4  # largest difference between OpenCV's and Caffe's embeddings, of 
 FILES = {"net": "deploy.prototxt", "weights": "model.caffemodel", "mean": "mean.npy"}  # key of its SHA-256 -> file
 KINDS = {"name": str, "image_size": int, "crop": int, "resize": str, "upright": bool, "blob": str, "dimensions": int,
          "weights": str, "net": str, "mean": str, "set": str}  # fmt: skip
-MAKE = "python tools/model_folder.py --run <run> --set data/<set> --net <deploy.prototxt>"
+MAKE = ".venv/bin/python tools/model_folder.py --run <run> --set data/<set> --net <deploy.prototxt>"
 
 
 # --- reading, without Caffe ------------------------------------------------------------------------------------------
@@ -264,7 +266,9 @@ def main():
     parser.add_argument("--net", type=user_path, required=True, help="deploy.prototxt")
     arguments = parser.parse_args()
     write_model(arguments.run, arguments.set, arguments.net)
-    print(f"Search your own images with it: python tools/search.py index <folder> --model {arguments.run}")
+    print(
+        f"Search your own images with it: .venv/bin/python tools/search.py index <folder> --model {shlex.quote(str(arguments.run))}"
+    )
 
 
 if __name__ == "__main__":

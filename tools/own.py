@@ -8,7 +8,7 @@ Classes are split, so that the report measures on classes that training never sa
 commands; run it again and completed steps are skipped.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,13 +1,13 @@
 """Curves: our runs beside the published figures, like the paper's figures 5, 6 and 9; and how a training went.
 
-    python tools/plots.py --runs runs/cub --published cub --out runs/cub/curves.png
-    python tools/plots.py --log runs/cub/lifted_64/seed1/log.csv --out training.png
+    .venv/bin/python tools/plots.py --runs runs/cub --published cub --out runs/cub/curves.png
+    .venv/bin/python tools/plots.py --log runs/cub/lifted_64/seed1/log.csv --out training.png
 
 F1 and NMI against the size of the embedding, Recall@K against K, for every method that has finished runs; the mean over
 its seeds, with whiskers from the lowest to the highest. Published figures are open marks with dashed lines.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

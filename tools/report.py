@@ -1,13 +1,13 @@
 """A run as one page: its numbers, curves, retrieved images, map and recipe -> report.html.
 
-    python tools/report.py --set data/demo --run runs/demo/lifted_64/seed1 --out runs/demo/lifted_64/seed1/report.html
+    .venv/bin/python tools/report.py --set data/demo --run runs/demo/lifted_64/seed1 --out runs/demo/lifted_64/seed1/report.html
 
 The page holds all its pictures and fetches nothing. It is made from what lies in the run's folder, without Caffe:
 features.npz, metrics.json, report.md, run.json, log.csv; from the set's images; and, for the curves, from the other
 finished runs of the set.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

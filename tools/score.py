@@ -1,15 +1,16 @@
 """Score a run: the net that training ended with, and its snapshots on the way there.
 
-    python tools/score.py --run runs/cub/lifted_64/seed1 --set data/cub --net prototxt/cub/lifted_64/deploy.prototxt --ks 1,2,4,8
+    .venv/bin/python tools/score.py --run runs/cub/lifted_64/seed1 --set data/cub \\
+        --net prototxt/cub/lifted_64/deploy.prototxt --ks 1,2,4,8
 
 Writes features.npz and metrics.json of model.caffemodel, and features_iter_N.npz and metrics_iter_N.json of the
 snapshots of every 10,000 iterations before it. What is there already is not made again. A net as it was pretrained:
 
-    python tools/score.py --run runs/cub/pool5_1024/pretrained --set data/cub --net prototxt/cub/lifted_64/deploy.prototxt \\
-                          --weights data/bvlc_googlenet.caffemodel --blob pool5/7x7_s1
+    .venv/bin/python tools/score.py --run runs/cub/pool5_1024/pretrained --set data/cub \\
+        --net prototxt/cub/lifted_64/deploy.prototxt --weights data/bvlc_googlenet.caffemodel --blob pool5/7x7_s1
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,21 +1,16 @@
 """Search your own images with a trained embedding, without Caffe.
 
-    python tools/search.py index photos/ --model runs/demo/lifted_64/seed1
-    python tools/search.py query some.jpg --model runs/demo/lifted_64/seed1 --top 10 --sheet found.png
-    python tools/search.py serve --model runs/demo/lifted_64/seed1
+    .venv/bin/python tools/search.py index photos/ --model runs/demo/lifted_64/seed1
+    .venv/bin/python tools/search.py query some.jpg --model runs/demo/lifted_64/seed1 --top 10 --sheet found.png
+    .venv/bin/python tools/search.py serve --model runs/demo/lifted_64/seed1
 
 A model is a run folder that tools/model_folder.py has made into one, or a copy of its four files on another machine, where
-this needs Python 3.11 and `pip install numpy pillow matplotlib tqdm faiss-cpu 'opencv-python-headless<5'`. The index lies in
-the model folder (<run>/index) unless --index names another place. Called again, `index` embeds what is new or has changed,
+`pip install '<this checkout>[search]'` gives the same as the command embedding-search, for Python 3.11 or newer. The index lies
+in the model folder (<run>/index) unless --index names another place. Called again, `index` embeds what is new or has changed,
 and drops what is gone.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where no `make env` has told Python of this repository
-
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 
@@ -23,17 +18,19 @@ import argparse
 import json
 import math
 import os
+import shlex
+import sys
 import time
+import unicodedata
 import warnings
+from collections import Counter
+from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from data_prep.files import require_writable, user_path, written_aside
 from tools.model_folder import Embedder
-from tools.search_index import MAKE, check_model, placeholder, read_index, shown, thumbnail, update_index
+from tools.search_index import COMMAND, MAKE, check_model, picture, read_index, shown, update_index
 
 TOP = 10  # neighbours shown
 COLUMNS = 10  # of a sheet; more neighbours go into further rows
@@ -53,8 +50,8 @@ def open_search(model, index):
     embedder = Embedder(homes[0])
     check_model(found, embedder.model, embedder.folder)
     if not found.complete:
-        print(f"{found.home}: is not complete ({len(found.files):,} images); call `python tools/search.py index "
-              f"{shown(found.images)}` with the same options again", file=sys.stderr)  # fmt: skip
+        print(f"{found.home}: is not complete ({len(found.files):,} images); call `{COMMAND} index "
+              f"{shlex.quote(str(found.images))}` with the same options again", file=sys.stderr)  # fmt: skip
     return embedder, found
 
 
@@ -82,42 +79,34 @@ def shorten(name, letters=LETTERS):
     return name if len(name) <= letters else f"{name[: keep // 2]}…{name[len(name) - (keep - keep // 2) :]}"
 
 
-def picture(path):
-    """The picture at `path` for a sheet, or a grey one that says why there is none."""
-    try:
-        return thumbnail(path, SIDE)
-    except (OSError, ValueError) as error:
-        return placeholder(SIDE, "no longer there" if isinstance(error, FileNotFoundError) else "cannot be read")
-
-
 def draw_sheet(index, found, path):
     """Write a picture to `path`: for each of `found` (see `search`) the query on the left, its neighbours beside it."""
     columns = min(COLUMNS, max(len(near) for _, near, _ in found))
     heights = [math.ceil(len(near) / columns) for _, near, _ in found]  # rows of each query
     if sum(heights) > ROWS:
         raise ValueError(f"{path}: would have {sum(heights)} rows, more than {ROWS}; give fewer images, or a smaller --top")
-    figure, axes = plt.subplots(sum(heights), columns + 1, figsize=(1.25 * (columns + 1), 1.65 * sum(heights)), squeeze=False)
+    figure = Figure(figsize=(1.25 * (columns + 1), 1.65 * sum(heights)))  # without pyplot, whose settings a notebook shares
+    axes = figure.subplots(sum(heights), columns + 1, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
 
-    def draw(axis, source, title, **style):
-        axis.imshow(picture(source))
+    def draw(axis, image, source, title, **style):
+        axis.imshow(image)
         axis.set_title(title, fontsize=7, pad=3, **style)
         name = "\n".join(shorten(shown(part)) for part in Path(source).parts[-2:])  # its folder is often its class
         axis.text(0.5, -0.03, name, fontsize=6, ha="center", va="top", transform=axis.transAxes, parse_math=False)
 
     row = 0
     for (query, near, itself), height in zip(found, heights):
-        draw(axes[row, 0], query, "query", fontweight="bold")
+        draw(axes[row, 0], picture(query, SIDE), query, "query", fontweight="bold")
         for place, one in enumerate(near):
             title = f"{place + 1}: {one.distance:#.4g}" + (" (itself)" if one.id == itself else "")
-            draw(axes[row + place // columns, 1 + place % columns], index.path_of(one.id), title)
+            draw(axes[row + place // columns, 1 + place % columns], index.picture(one.id, SIDE), index.path_of(one.id), title)
         row += height
     with warnings.catch_warnings(), written_aside(path) as aside:
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name in a script that the font lacks shows as boxes
         figure.tight_layout(pad=0.6, w_pad=0.5, h_pad=0.8)
         figure.savefig(aside, dpi=150)
-    plt.close(figure)
 
 
 def index_command(arguments):
@@ -129,6 +118,9 @@ def index_command(arguments):
         print("\n".join(f"    {shown(line)}" for line in unreadable[: None if arguments.all else 10]))
         if len(unreadable) > 10 and not arguments.all:
             print(f"    ... and {len(unreadable) - 10:,} more; --all lists them")
+    names = Counter(unicodedata.normalize("NFC", file.path) for file in index.files.values())
+    if twice := [name for name, times in names.items() if times > 1]:
+        print(f"{len(twice):,} names are there twice, in Unicode forms that look the same (NFC and NFD), such as {shown(twice[0])}")
     words = ", ".join(f"{number:,} {what}" for what, number in counts.items())
     print(f"{shown(home)}: {len(index.files):,} images ({words}), {time.monotonic() - began:.1f} s")
 

@@ -1,14 +1,17 @@
 """The embeddings of a folder of images, kept on disk and searched exactly. No Caffe.
 
 An index is a folder of two files: vectors-<part of its SHA-256>.faiss, an exact faiss index of the embeddings under their
-ids, and index.json, written last, which says which image has which id, by which model, and the SHA-256 of the other file.
+ids, and index.json, written last, which says which image has which id, by which model, and the SHA-256 of the other file and
+of itself.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import shlex
 import time
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +26,13 @@ from data_prep.files import locked, read_json, remove, remove_partials, written_
 from data_prep.folder import SUFFIXES
 from data_prep.image import BYTES_A_PIXEL, DECODING, MOST_PIXELS, open_image, three_channels
 
-LAYOUT = 1  # of index.json; another one is not read
+LAYOUT = 2  # of index.json; another one is not read
 BATCH = 64  # images decoded and embedded at a time
 SAVE_SECONDS = 60  # what a crash may cost
 SAME = ("weights", "net", "mean", "image_size", "crop", "resize", "upright", "blob", "dimensions")  # what makes an embedding
-MAKE = "python tools/search.py index <folder of images> --model <run>"
+CHECKOUT = Path(__file__).resolve().parent.parent
+COMMAND = ".venv/bin/python tools/search.py" if (CHECKOUT / "Makefile").exists() else "embedding-search"  # of `pip install`
+MAKE = f"{COMMAND} index <folder of images> --model <run>"
 KINDS = ", ".join(sorted(SUFFIXES))
 
 
@@ -76,6 +81,15 @@ class Index:
             return "gone"
         return "there" if (status.st_size, status.st_mtime_ns) == self.files[number][1:] else "changed"
 
+    def picture(self, number, side):
+        """A thumbnail (see `thumbnail`) of an id's image, or a grey picture that says why there is none.
+
+        Only the file that was embedded is shown: an index that another person made or edited names files of its own choice.
+        """
+        if self.state_of(number) == "changed":
+            return placeholder(side, "has changed")
+        return picture(self.path_of(number), side)
+
     def embedding(self, number):
         """The embedding (c,) of an id; KeyError where there is none."""
         self.files[number]
@@ -103,10 +117,15 @@ class Index:
                   "complete": self.complete, "next_id": self.next_id, "vectors": digest,
                   "files": [[number, *file] for number, file in self.files.items()]}  # fmt: skip
         with written_aside(self.home / "index.json") as aside:
-            aside.write_text(json.dumps(record) + "\n")
+            aside.write_text(json.dumps(signed(record)) + "\n")
         for old in self.home.glob("vectors-*.faiss"):
             if old != vectors:
                 remove(old)
+
+
+def signed(record):
+    """The record of index.json with its own SHA-256."""
+    return {**record, "sha256": hashlib.sha256(json.dumps(record).encode()).hexdigest()}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -165,6 +184,8 @@ def _read_record(path):
         record = read_json(path.read_text())
         if record["layout"] != LAYOUT:
             raise ValueError(f"layout {record['layout']}, not {LAYOUT}")
+        if signed({key: value for key, value in record.items() if key != "sha256"}) != record:
+            raise ValueError("edited by hand")
         record["files"] = {int(number): File(str(name), int(size), int(changed)) for number, name, size, changed in record["files"]}
         strings = [record[key] for key in ("images", "model_folder", "vectors")] + [record["model"]["name"]]
         paths = [file.path for file in record["files"].values()]
@@ -189,10 +210,11 @@ def check_model(index, model, folder):
     """Raise ValueError unless `model`, the one in `folder`, is what made the index."""
     if differing := [key for key in SAME if index.model.get(key) != model[key]]:
         names = [f"{one['name']} (weights {str(one.get('weights'))[:8]})" for one in (index.model, model)]
+        again = shlex.join(map(str, ["index", index.images, "--model", folder, "--index", index.home]))
         raise ValueError(f"{index.home}: was made by the model {names[0]}, not by {names[1]}: other {', '.join(differing)}. "
                          "Search it with the first, name another folder with --index, or make it again:\n"
-                         f"    rm -r {index.home}\n"
-                         f"    python tools/search.py index {index.images} --model {folder} --index {index.home}")  # fmt: skip
+                         f"    rm -r {shlex.quote(str(index.home))}\n"
+                         f"    {COMMAND} {again}")  # fmt: skip
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
@@ -242,11 +264,12 @@ def update_index(home, images, embedder):
     with locked(home, "indexing"):
         remove_partials(home)
         index = _begin(home, images, embedder)
+        renamed = _follow_forms(index, listed)
         known = {file.path: number for number, file in index.files.items()}
         gone = [number for path, number in known.items() if path not in listed]
         changed = {path: number for path, number in known.items() if path in listed and index.files[number] != listed[path]}
         wanted = [file for path, file in listed.items() if path not in known or index.files[known[path]] != file]
-        if wanted or gone or not index.complete or index.model_folder != embedder.folder.resolve():
+        if wanted or gone or renamed or not index.complete or index.model_folder != embedder.folder.resolve():
             index.model_folder, index.complete = embedder.folder.resolve(), False
             _forget(index, [*gone, *changed.values()])
             try:
@@ -276,6 +299,18 @@ def _begin(home, images, embedder):
         print(f"{home}: {index.images} is no longer there; taken to be {images} now")
         index.images, index.complete = images, False
     return index
+
+
+def _follow_forms(index, listed):
+    """Give names the Unicode form that they have on disk now, which a Mac or a copy by one changes; whether any had another."""
+    known = {file.path for file in index.files.values()}
+    forms = {unicodedata.normalize("NFC", path): path for path in listed if path not in known}
+    renamed = False
+    for number, file in index.files.items():
+        if file.path not in listed and (path := forms.pop(unicodedata.normalize("NFC", file.path), None)):
+            index.files[number] = file._replace(path=path)
+            renamed = True
+    return renamed
 
 
 def _forget(index, numbers):
@@ -341,11 +376,20 @@ def thumbnail(source, side):
             stack.enter_context(DECODING.of(image.width * image.height * BYTES_A_PIXEL))
             small = three_channels(image, upright=True)
             small.thumbnail((side, side))
+            small.load()  # while its file is open: Pillow has read nothing of an image that was small enough
             return small
     except (OSError, ValueError, MemoryError):
         raise
     except Exception as error:  # damaged files come out of the decoders in many ways
         raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def picture(path, side):
+    """A thumbnail of the image at `path`, or a grey picture that says why there is none."""
+    try:
+        return thumbnail(path, side)
+    except (OSError, ValueError, MemoryError) as error:
+        return placeholder(side, "no longer there" if isinstance(error, FileNotFoundError) else "cannot be read")
 
 
 def placeholder(side, text):

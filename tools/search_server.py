@@ -21,11 +21,12 @@ import socket
 import socketserver
 import sys
 import threading
+import traceback
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tools.search_index import placeholder, shown, thumbnail
+from tools.search_index import shown, thumbnail
 
 PAGE = Path(__file__).with_name("search_page.html")
 MOST_BYTES = 20_000_000  # of an image that is sent
@@ -164,6 +165,13 @@ class Handler(BaseHTTPRequestHandler):
             known[name](*([int(found[2])] if found[2] else []))
         except Refused as refused:
             self.send_error(*refused.args)
+        except (ConnectionError, TimeoutError):  # nobody is there to answer
+            self.close_connection = True
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {error}"
+            print(f"search: {shown(self.requestline)}: {shown(what)} ({last.filename}, line {last.lineno})", file=sys.stderr)
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, f"this failed here ({what}); the server's own output says where")
 
     def get_page(self):
         self.send(self.server.page.encode(), "text/html; charset=utf-8")
@@ -173,14 +181,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def get_picture(self, number):
         self.stored(number)
-        side = SIDE
-        try:
-            picture = thumbnail(self.server.index.path_of(number), side)
-        except FileNotFoundError:
-            picture = placeholder(side, "no longer there")
-        except (OSError, ValueError):
-            picture = placeholder(side, "cannot be read")
-        self.send(as_jpeg(picture), "image/jpeg")
+        self.send(as_jpeg(self.server.index.picture(number, SIDE)), "image/jpeg")
 
     def stored(self, number):
         try:

@@ -1,7 +1,7 @@
 """Run the cells of a sweep, method x size x batch x seed, side by side here or as a job array of a Slurm cluster.
 
-    python tools/sweep.py --set cub --methods lifted,triplet --dims 64,128 --seeds 1,2,3 --jobs 2
-    python tools/sweep.py --set cub --methods lifted --dims 64,128 --engine slurm --partition gpu --gpus 1 --minutes 600
+    .venv/bin/python tools/sweep.py --set cub --methods lifted,triplet --dims 64,128 --seeds 1,2,3 --jobs 2
+    .venv/bin/python tools/sweep.py --set cub --methods lifted --dims 64,128 --engine slurm --partition gpu --gpus 1 --minutes 600
 
 or `make reproduce-cub`, `ablation-cub`, `demo-all`. A cell is `tools/experiment.py cell-<set> METHOD=… DIM=… BATCH=… SEED=…`, and
 has a run folder of its own: called again, or on another machine that shares the disk, a sweep passes over what is done and
@@ -10,7 +10,7 @@ figures of everything that is finished; the exit status is 1 when a cell failed.
 snapshot; on a cluster they go on, and the next call finds them at work.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 

@@ -1,8 +1,8 @@
 """Train a solver with real Caffe; everything that belongs to the run lies in its folder.
 
-    python tools/train.py --solver prototxt/demo/lifted_64/solver.prototxt --run runs/demo/lifted_64/seed1
-    python tools/train.py --solver prototxt/cub/lifted_64/solver.prototxt --run runs/cub/lifted_64/seed1 \\
-                          --weights data/bvlc_googlenet.caffemodel
+    .venv/bin/python tools/train.py --solver prototxt/demo/lifted_64/solver.prototxt --run runs/demo/lifted_64/seed1
+    .venv/bin/python tools/train.py --solver prototxt/cub/lifted_64/solver.prototxt --run runs/cub/lifted_64/seed1 \\
+                                    --weights data/bvlc_googlenet.caffemodel
 
 Called again, it goes on from the newest snapshot; when training is done it does nothing. Ctrl+C and SIGTERM end the
 current iteration, save a snapshot, and exit with status 130 or 143; with 74 when the disk is full, the snapshots before
@@ -16,7 +16,7 @@ being kept, and with 1 on any other error. The run folder afterwards:
     model.caffemodel                      the final weights; there only when training is complete
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 
@@ -116,7 +116,7 @@ def check_data(net, batch=None):
             for name in DATA_FILES:
                 path = parameters.get(name)
                 if path and not Path(path).exists():
-                    maker = MAKERS.get(folder.name, "python data_prep/build_set.py")
+                    maker = MAKERS.get(folder.name, ".venv/bin/python data_prep/build_set.py")
                     raise ValueError(f"{path}: not there (layer {layer.name!r}, {name}); `{maker}` makes it")
             if batch:
                 require_batch(parameters["plan"], batch)

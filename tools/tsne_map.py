@@ -1,12 +1,12 @@
 """A Barnes-Hut t-SNE map of features.npz with thumbnails, like the paper's figures 7 and 8.
 
-    python tools/tsne_map.py --set data/demo --features runs/demo/lifted_64/seed1/features.npz --out map.png
+    .venv/bin/python tools/tsne_map.py --set data/demo --features runs/demo/lifted_64/seed1/features.npz --out map.png
 
 The places are computed once and kept beside the features (tsne.npz). Thumbnails that would overlap are thinned: the map
 is cut into square cells, and a cell shows the one image in it that lies nearest to the cell's centre.
 """
 
-from data_prep.command import run
+from data_prep.command import run  # not found? Run this with .venv/bin/python (make env)
 
 # isort: split
 
