@@ -24,11 +24,12 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from data_prep.files import read_rows, require_writable, written_aside
+from prototxt.records import methods
 from tools.published import METHODS, cite, is_rerun, own_batch, read_published, title
 from tools.runs import finished_runs, grouped, set_of
 
 BLUE, GREEN, VERMILLION, GREY = "#0072b2", "#009e73", "#d55e00", "#767676"  # Okabe and Ito's palette, and grey
-STYLES = {"lifted": (BLUE, "o"), "contrastive": (GREEN, "s"), "triplet": (VERMILLION, "^")}
+STYLES = {name: method.style for name, method in methods().items()}
 OTHER_STYLES = (("#cc79a7", "D"), ("#a07000", "v"), ("#3a3a3a", "P"))
 BASELINES = {"raw_pixels": "raw pixels, 16x16", "untrained": "the net, untrained"}
 LOOK = {

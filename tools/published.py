@@ -10,10 +10,14 @@ import textwrap
 from decimal import Decimal
 from pathlib import Path
 
+from data_prep.batch_plan import OWN_BATCH
+from prototxt.records import methods
+
 PUBLISHED = Path(__file__).with_name("published.json")
 PAPER = "Song et al., Deep Metric Learning via Lifted Structured Feature Embedding"
-# The methods that the paper trains, and what an embedding is called by them.
-METHODS = {"lifted": "lifted structured embedding", "contrastive": "contrastive embedding", "triplet": "triplet embedding"}
+# The methods that are trained here, and what an embedding is called by them.
+METHODS = {name: method.title for name, method in methods().items()}
+BATCHES = {name: OWN_BATCH[method.plan] for name, method in methods().items()}
 SAME = ("method", "network", "dimensions", "batch")  # what a published row and ours must both have, to be compared
 WIDTH = 140  # of a line in a terminal
 
@@ -25,7 +29,7 @@ def read_published(name):
 
 def own_batch(method):
     """Images a batch where nothing else is said (paper, section 5)."""
-    return 120 if method == "triplet" else 128
+    return BATCHES.get(method, OWN_BATCH["pairs"])
 
 
 def is_rerun(row):

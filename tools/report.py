@@ -33,6 +33,7 @@ from tools import figures, plots, tsne_map
 from tools.features import TooFew, load_features
 from tools.published import METHODS, cite, is_paper_s_own, read_published
 from tools.runs import describe, finished_runs, grouped, pretrained_of, read_metrics, read_run, set_of
+from tools.table import percent
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 SETS = {"cub": "CUB-200-2011", "cars196": "Cars196", "sop": "Stanford Online Products", "demo": "emoji drawings",
@@ -138,9 +139,12 @@ def heading(metrics, folder, name, method, dimensions):
     """Title, what it is of, and the chief numbers."""
     recall = sorted(metrics["recall_at"].items(), key=lambda pair: int(pair[0]))
     tiles = [(f"Recall@{k}", share) for k, share in (recall[0], recall[-1])[: len(recall)]]
-    tiles += [("NMI", metrics["nmi"]), ("F1", metrics["f1"])]
+    tiles = [(name, f"{100 * share:.1f}", "") for name, share in tiles]
+    for name in ("NMI", "F1"):
+        figure, several, deviation = percent([metrics])[name].partition("±")
+        tiles.append((name, figure, f" {several}{deviation}" if several else ""))
     title = f"{METHODS.get(method, method).capitalize()}: {SETS.get(name, name)}"
-    size = f"{dimensions} dimensions, " if dimensions else ""
+    size = f"{dimensions} dimension{'s' * (dimensions > 1)}, " if dimensions else ""
     body = [f"<h1>{escape(title)}</h1>",
             f'<p class="lede">{size}{metrics["n"]:,} test images of {metrics["classes"]:,} classes, none of them seen in training. '
             f"Run <code>{escape(folder)}</code>.</p>"]  # fmt: skip
@@ -148,7 +152,7 @@ def heading(metrics, folder, name, method, dimensions):
         doubts = "".join(f"<li>{escape(doubt)}</li>" for doubt in set_of(metrics).get("doubts") or ())
         body.append(f'<div class="doubt"><strong>This is not the official set: no number here is to be compared with a published '
                     f"one.</strong><ul>{doubts}</ul></div>")  # fmt: skip
-    tiles = "".join(f"<div><b>{100 * share:.1f}</b><span>{name}, %</span></div>" for name, share in tiles)
+    tiles = "".join(f"<div><b>{figure}</b><span>{name}, %{more}</span></div>" for name, figure, more in tiles)
     body.append(f'<div class="tiles">{tiles}</div>')
     return title, "\n".join(body)
 
