@@ -5,6 +5,7 @@ import math
 import os
 from itertools import combinations
 
+import faiss
 import numpy as np
 import pytest
 from conftest import tool
@@ -243,6 +244,9 @@ def test_kmeans_on_clusters_that_overlap():
     theirs = [KMeans(12, n_init=1, init="random", random_state=seed).fit(features).inertia_ for seed in range(10)]
     assert min(theirs) * 0.99 < min(spread(features, clusters)[0] for clusters in found) < max(theirs)
     np.testing.assert_array_equal(found[0], kmeans(features, 12, 1))
+    whole = faiss.Kmeans(6, 12, niter=100, seed=1, min_points_per_centroid=1, max_points_per_centroid=400)  # without a look
+    whole.train(features)
+    np.testing.assert_array_equal(found[0], whole.index.search(features, 1)[1][:, 0])
     assert len({clusters.tobytes() for clusters in found}) == 5
 
 

@@ -13,7 +13,7 @@ import miniature
 import numpy as np
 import pytest
 from caffe_pb2 import BlobProto, NetParameter, SolverState, V1LayerParameter
-from conftest import ROOT, start, stock_caffe, tool
+from conftest import ROOT, draw_images, start, stock_caffe, tool
 from google.protobuf import text_format
 
 from pair_batch import draw_crops, read_mean
@@ -309,6 +309,20 @@ def test_wrong_calls_stop_before_the_work(checkout, tmp_path):
         done = make(checkout, "train-cub", *arguments)
         assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (checkout / "data").exists()
+
+
+@pytest.mark.parametrize("layers", ["layer", "layers"])
+def test_weights_of_another_architecture_are_refused_before_the_work(checkout, tmp_path, layers):
+    """A ResNet's, in today's format and in 2014's: by the name of a layer that it lacks."""
+    net = NetParameter()
+    for name in ("conv1", "res2a_branch1", "res2a_branch2a"):
+        getattr(net, layers).add(name=name).blobs.add(shape={"dim": [1]}, data=[0.5])
+    (tmp_path / "resnet.caffemodel").write_bytes(net.SerializeToString())
+    images = draw_images(tmp_path / "images", 4, 2)
+    for call in (("weights",), ("train-cub",), ("train", f"DATA={images}", "NAME=x")):
+        done = make(checkout, *call, f"WEIGHTS={tmp_path}/resnet.caffemodel")
+        assert done.returncode != 0 and "conv1/7x7_s2" in done.stderr and "res2a_branch1" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and not (checkout / "data").exists()
 
 
 def test_without_network_and_archive(checkout, weights):

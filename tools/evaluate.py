@@ -39,14 +39,27 @@ AFFINITY = {
     "noise": affinity_propagation.NOISE,
     "copies": affinity_propagation.COPIES,
 }
+STRIDE = 10  # iterations between two looks at whether the centroids still move
 BY_AFFINITY = ("cub", "cars196")  # sets whose default it is
 
 
 def kmeans(features, clusters, seed):
-    """Cluster of each row (N,), by faiss k-means with the settings of KMEANS."""
-    machine = faiss.Kmeans(features.shape[1], clusters, niter=KMEANS["iterations"], nredo=KMEANS["restarts"],
-                           seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(features))  # fmt: skip
+    """Cluster of each row (N,), by faiss k-means with the settings of KMEANS; it ends early where nothing moves any more."""
+    machine = faiss.Kmeans(
+        features.shape[1],
+        clusters,
+        niter=STRIDE,
+        nredo=KMEANS["restarts"],
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(features),
+    )
     machine.train(features)
+    for _ in range(KMEANS["iterations"] // STRIDE - 1):
+        before = machine.centroids.copy()
+        machine.train(features, init_centroids=before)
+        if np.array_equal(before, machine.centroids):
+            break
     return machine.index.search(features, 1)[1][:, 0]
 
 

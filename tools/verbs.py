@@ -143,8 +143,8 @@ def wrong(verbs, given):
         if "env" not in verbs and pattern and not re.fullmatch(pattern, text):
             return f"{name}={text}: must be {words}"
     paper = [verb for verb in verbs if verb.rpartition("-")[2] in PAPER]
-    if given.get("METHOD") == "pool5" and not paper:
-        return "METHOD=pool5: GoogLeNet as it was pretrained is scored on the paper's sets: make train-cub METHOD=pool5"
+    if "pool5" in f"{given.get('METHOD')},{given.get('METHODS')}".split(",") and not paper:
+        return "pool5: GoogLeNet as it was pretrained is scored on the paper's sets: make train-cub METHOD=pool5"
     sizes = {*given.get("DIM", "64").split(","), *given.get("DIMS", "64").split(",")}
     if sizes - set(SIZES) and verbs != ["train"]:
         return f"DIM={min(sizes - set(SIZES))}: the nets have {', '.join(SIZES)} dimensions; make train takes any number"
