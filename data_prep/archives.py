@@ -24,6 +24,7 @@ PREFIXES = 2  # folders that may stand before the path asked for, such as CUB_20
 DEEPEST = 6  # folders below the one that a person names: what is asked for lies at most 4 below, the rest is for messages
 SHOWN = 8  # names in a message
 COPY = re.compile(r" ?\(\d+\)(?=(\.tar)?\.[^./]*$)")
+ARCHIVE = re.compile(r"\.(tgz|tar|tar\.gz|zip)$", re.IGNORECASE)
 TAR = re.compile(r"\.(tgz|tar|tar\.gz)$", re.IGNORECASE)
 
 
@@ -105,7 +106,7 @@ def overview(path, wanted):
             if len(below) > PREFIXES and plain(below[-1]) in names:
                 deep.append(member)
     shown = ", ".join(list(tops)[:SHOWN]) + (f" and {len(tops) - SHOWN:,} more" if len(tops) > SHOWN else "")
-    said = f"{path} has {shown or 'nothing'} in it (looked at down to {PREFIXES} folders above what is sought)"
+    said = f"{path} holds {shown or 'nothing'}; what is looked for may lie up to {PREFIXES} folders deep"
     if deep:
         advice = f"name {path / deep[0].rpartition('/')[0]}" if path.is_dir() else "unpack it, and name the folder it is in"
         said += f"; {deep[0]} lies deeper: {advice}"

@@ -29,12 +29,13 @@ class Download:
 
 
 PRIVATE = "may not be read by you; change its rights (chmod), or name a copy that is yours"
+WEB_PAGE = "a web page that a server sent for the file, for a login, a moved address or a warning; fetch it again, in a browser"
 UNPACK = "archive, which is not read here; unpack it, and name its folder"
 # What often lies under a file's name in its place, by the first bytes, small letters.
 STRANGERS = {
-    b"<!doctype html": "a web page, and not the file: servers send one for a login, a moved address, a warning",
-    b"<html": "a web page, and not the file: servers send one for a login, a moved address, a warning",
-    b"<?xml": "a server's answer in XML, and not the file",
+    b"<!doctype html": WEB_PAGE,
+    b"<html": WEB_PAGE,
+    b"<?xml": "a server's answer in XML, and not the file; fetch it again",
     b"version https://git-lfs": "a Git LFS pointer, and not the file; `git lfs pull` fetches that",
     b"rar!": f"a RAR {UNPACK}",
     b"7z\xbc\xaf": f"a 7-Zip {UNPACK}",
@@ -46,7 +47,7 @@ STRANGERS = {
 def stranger(content):
     """What a file with this content (its beginning will do) is instead of data, in words, or None."""
     if not content:
-        return "is empty: its download or copy broke off"
+        return "is empty: its download or copy broke off; fetch it again"
     start = content[:512].removeprefix(codecs.BOM_UTF8).lstrip().lower()
     return next((f"is {words}" for first, words in STRANGERS.items() if start.startswith(first)), None)
 
