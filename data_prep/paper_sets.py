@@ -258,7 +258,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, required=True, dest="name")
     parser.add_argument("--out", type=Path, help="folder to make (default data/<set>)")
-    parser.add_argument("--archive", type=user_path, help="the set's file where you have it, or a folder that holds it")
+    parser.add_argument(
+        "--archive",
+        type=user_path,
+        help="the set's file where you have it (others of it beside it), or a folder that holds it, packed or unpacked",
+    )
     parser.add_argument("--resize", choices=RESIZES, help="default: plain, but crop15 for sop")
     parser.add_argument("--counts", choices=("published", "any"), default="published",
                         help="any: go on where the files, images or classes are not the published ones")  # fmt: skip

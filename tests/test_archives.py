@@ -112,6 +112,7 @@ def test_links_in_a_folder_are_followed(tmp_path):
     (elsewhere / "images/up").symlink_to(folder)
     (folder / "itself").symlink_to("itself")
     assert read(folder) == {"images/a.jpg": b"a", "images.txt": b"list"}
+    assert [name for name, *_ in archives._members(folder)] == ["images.txt", "itself", "images/a.jpg"]  # no rounds
     before = identity(folder)
     (elsewhere / "images/a.jpg").write_bytes(b"another")  # behind the link
     assert identity(folder) != before
