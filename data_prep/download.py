@@ -1,5 +1,6 @@
 """Files from the internet: their addresses in order, resumed, size and checksum verified."""
 
+import codecs
 import hashlib
 import subprocess
 import urllib.parse
@@ -27,6 +28,39 @@ class Download:
         return f"{self.name} ({', '.join(known)})"
 
 
+PRIVATE = "may not be read by you; change its rights (chmod), or name a copy that is yours"
+WEB_PAGE = "a web page that a server sent for the file, for a login, a moved address or a warning; fetch it again, in a browser"
+UNPACK = "archive, which is not read here; unpack it, and name its folder"
+# What often lies under a file's name in its place, by the first bytes, small letters.
+STRANGERS = {
+    b"<!doctype html": WEB_PAGE,
+    b"<html": WEB_PAGE,
+    b"<?xml": "a server's answer in XML, and not the file; fetch it again",
+    b"version https://git-lfs": "a Git LFS pointer, and not the file; `git lfs pull` fetches that",
+    b"rar!": f"a RAR {UNPACK}",
+    b"7z\xbc\xaf": f"a 7-Zip {UNPACK}",
+    b"bzh": f"a bzip2 {UNPACK}",
+    b"\xfd7zxz": f"an xz {UNPACK}",
+}
+
+
+def stranger(content):
+    """What a file with this content (its beginning will do) is instead of data, in words, or None."""
+    if not content:
+        return "is empty: its download or copy broke off; fetch it again"
+    start = content[:512].removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    return next((f"is {words}" for first, words in STRANGERS.items() if start.startswith(first)), None)
+
+
+def unfit(path):
+    """Why the file at `path` cannot be any set, net or mean, in words, or None."""
+    try:
+        with open(path, "rb") as stream:
+            return stranger(stream.read(512))
+    except PermissionError:
+        return PRIVATE
+
+
 class Unreachable(OSError):
     """No address gave the file."""
 
@@ -38,6 +72,8 @@ def digest(path, algorithm):
 
 def difference(path, expected):
     """What is wrong with the file at `path`, in words, or None where it is the one expected."""
+    if wrong := unfit(path):
+        return wrong
     size = path.stat().st_size
     if expected.size is not None and size != expected.size:
         return f"has {size:,} bytes, expected {expected.size:,}"

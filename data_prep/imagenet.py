@@ -10,17 +10,17 @@ from data_prep.command import run  # not found? Run this with .venv/bin/python (
 
 import argparse
 import hashlib
-import importlib.util
 from pathlib import Path
 
+import caffe_pb2
 import numpy as np
 from caffe_pb2 import NetParameter
 from google.protobuf.message import DecodeError
 
-from data_prep.archives import no_archive
-from data_prep.download import Download, digest, fetch
+from data_prep.download import Download, digest, fetch, unfit
 from data_prep.files import user_path
 from data_prep.write_set import mean_bytes
+from prototxt.googlenet import trunk
 
 WEIGHTS = Download(
     "bvlc_googlenet.caffemodel",
@@ -33,35 +33,49 @@ WEIGHTS = Download(
     53533754,
     "sha1:405fc5acd08a3bb12de8ee5e23a96bec22f08204",  # BVLC's models/bvlc_googlenet/readme.md
 )
+MEAN = "imagenet/ilsvrc_2012_mean.npy"  # in pycaffe's folder
 MEAN_SHA1 = "63e4652e656abc1e87b7a8339a7e02fca63a2c0c"  # of imagenet_mean.binaryproto
+
+
+def mean_file():
+    """Where pycaffe keeps the ImageNet mean image: beside its messages, or the folder above.
+
+    Of a pycaffe that is given, `make env` links the messages; the package itself lies where the link leads.
+    """
+    messages = Path(caffe_pb2.__file__)
+    if messages.is_symlink():
+        messages = messages.readlink()
+    beside = messages.with_name("caffe") / MEAN
+    return messages.parent.parent / MEAN if messages.parent.name == "proto" else beside
 
 
 def imagenet_mean():
     """The ImageNet mean image (3, 256, 256) float32, blue, green, red: pycaffe ships it as an array.
 
-    Written by write_mean it is imagenet_mean.binaryproto, byte for byte. Raises ValueError where pycaffe's is another.
+    Written by write_mean it is imagenet_mean.binaryproto, byte for byte. Raises ValueError where pycaffe has none or another.
     """
-    found = importlib.util.find_spec("caffe")
-    if found is None or not found.submodule_search_locations:
-        raise ValueError("pycaffe, which ships the ImageNet mean image, is not there; `make env` builds it")
-    path = Path(found.submodule_search_locations[0]) / "imagenet" / "ilsvrc_2012_mean.npy"
+    path = mean_file()
+    advice = f"Put BVLC Caffe's python/caffe/{MEAN} there, or build a Caffe here: make env PYCAFFE="
     if not path.is_file():
-        raise ValueError(
-            f"{path}: not there: this pycaffe came without the ImageNet mean image. Copy BVLC's python/caffe/imagenet/{path.name} "
-            "there, or let `make env PYCAFFE=` build a Caffe that has it"
-        )
-    mean = np.load(path).astype(np.float32)
-    if hashlib.sha1(mean_bytes(mean)).hexdigest() != MEAN_SHA1:
-        raise ValueError(f"{path}: is not the mean image that BVLC Caffe ships; call `make env` again")
+        raise ValueError(f"{path}: is not there, this pycaffe came without ImageNet's mean image. {advice}")
+    if wrong := unfit(path):
+        raise ValueError(f"{path}: {wrong}. {advice}")
+    try:
+        mean = np.load(path).astype(np.float32)
+        right = hashlib.sha1(mean_bytes(mean)).hexdigest() == MEAN_SHA1
+    except Exception:  # what is no array fails in many ways
+        right = False
+    if not right:
+        raise ValueError(f"{path}: is not the mean image that BVLC Caffe ships. {advice}")
     return mean
 
 
-def check_file(path):
-    """Raise ValueError unless `path` is a .caffemodel."""
+def read_weights(path):
+    """The NetParameter in a .caffemodel; ValueError for any other file."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file (WEIGHTS)")
-    if what := no_archive(path):
-        raise ValueError(f"{path}: {what}")
+    if wrong := unfit(path):
+        raise ValueError(f"{path}: {wrong} (WEIGHTS)")
     net = NetParameter()
     try:
         net.ParseFromString(path.read_bytes())
@@ -71,6 +85,19 @@ def check_file(path):
         raise ValueError(f"{path}: is no .caffemodel, or is damaged ({error})") from None
     if not (net.layer or net.layers):
         raise ValueError(f"{path}: holds no layers; expected a .caffemodel such as bvlc_googlenet.caffemodel")
+    return net
+
+
+def check_file(path):
+    """Raise ValueError unless `path` is a .caffemodel."""
+    read_weights(path)
+
+
+def lacking_layers(path, names):
+    """Those of the layers `names` that the .caffemodel at `path` has no weights for."""
+    net = read_weights(path)
+    held = {layer.name for layer in [*net.layer, *net.layers] if layer.blobs}  # `layers`: the format of 2014
+    return [name for name in names if name not in held]
 
 
 def known_weights(path):
@@ -87,7 +114,13 @@ def main():
     parser.add_argument("--weights", type=user_path, help="a .caffemodel to start from instead of BVLC's")
     arguments = parser.parse_args()
     if arguments.weights:
-        check_file(arguments.weights)
+        names = [layer["name"] for layer in trunk() if layer["type"] == "Convolution"]
+        if lacking := lacking_layers(arguments.weights, names):
+            more = f" and {len(lacking) - 1} more of its {len(names)} layers" if lacking[1:] else ""
+            raise ValueError(
+                f"{arguments.weights}: has no weights for the net's layer {lacking[0]!r}{more}; it is not GoogLeNet's. "
+                "Name a .caffemodel of GoogLeNet, or call `make weights`, which fetches BVLC's"
+            )
         return
     try:
         fetch(WEIGHTS, Path("data"))

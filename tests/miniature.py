@@ -1,8 +1,10 @@
 """Miniatures of the paper's data sets: drawn JPEGs in archives of the official layouts, with the official lists' formats."""
 
 import io
+import shutil
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import scipy.io
@@ -119,46 +121,35 @@ def cars_zip(folder):
 
 def cars_in_two(folder):
     """Layout B: the official classification split's two folders, whose numbers both begin at 1. Returns cars_train.tgz."""
-    found = pictures(CARS_IN_USE)
-    for half, annotations in ((0, "cars_train_annos.mat"), (1, "cars_test_annos_withlabels.mat")):
-        name = ("cars_train", "cars_test")[half]
-        mine = [(label, content) for place, (label, _, content) in enumerate(found) if place % 2 == half]
-        rows = [{**_box(place), "class": label, "fname": f"{place:05}.jpg"} for place, (label, _) in enumerate(mine, 1)]
-        matlab(folder / annotations, annotations=rows)
-        write_tar(folder / f"{name}.tgz", {f"{name}/{place:05}.jpg": content for place, (_, content) in enumerate(mine, 1)})
-    matlab(folder / "cars_meta.mat", class_names=CARS_CLASSES)
-    devkit = {f"devkit/{name}": (folder / name).read_bytes() for name in ("cars_train_annos.mat", "cars_meta.mat")}
+    found = list(enumerate(pictures(CARS_IN_USE)))
+    devkit = {"devkit/cars_meta.mat": matlab(folder / "cars_meta.mat", class_names=CARS_CLASSES).read_bytes()}
+    for half, name in enumerate(("cars_train", "cars_test")):
+        mine = found[half::2][::-1]  # in another order than in cars_annos.mat, as the official ones are
+        rows = [
+            {**_box(place), "class": label, "fname": f"{number:05}.jpg"} for number, (place, (label, _, _)) in enumerate(mine, 1)
+        ]
+        bare = [{field: row[field] for field in row if field != "class"} for row in rows]
+        labelled = matlab(folder / f"{name}_annos{'_withlabels' if half else ''}.mat", annotations=rows)
+        devkit[f"devkit/{name}_annos.mat"] = (
+            matlab(folder / f"{name}_annos.mat", annotations=bare) if half else labelled
+        ).read_bytes()
+        write_tar(folder / f"{name}.tgz", {f"{name}/{number:05}.jpg": image for number, (_, (_, _, image)) in enumerate(mine, 1)})
     write_tar(folder / "car_devkit.tgz", devkit)
-    for name in ("cars_train_annos.mat", "cars_meta.mat"):
-        (folder / name).unlink()
+    for name in devkit:
+        (folder / Path(name).name).unlink()
     return folder / "cars_train.tgz"
 
 
-def cars_kaggle(folder, labels=True, ambiguous=False):
-    """As it circulates: both folders twice as deep, the lists of every layout; test labels in a browser's copy, or by box alone."""
-    found = pictures(CARS_IN_USE)
-    rows, halves = [], ([], [])
-    for place, (label, _, content) in enumerate(found):
-        box = {**_box(0 if ambiguous and place in (1, len(found) - 1) else place)}
-        rows.append({"relative_im_path": f"car_ims/{place + 1:06}.jpg", **box, "class": label, "test": place % 2})
-        halves[place % 2].append(({**box, "class": label}, content))
-    matlab(folder / "cars_annos.mat", annotations=rows, class_names=CARS_CLASSES)
-    (folder / "devkit").mkdir()
-    matlab(folder / "devkit/cars_meta.mat", class_names=CARS_CLASSES)
-    for half, name in zip(halves, ("cars_train", "cars_test")):
-        (folder / name / name).mkdir(parents=True)
-        named = [{**row, "fname": f"{number:05}.jpg"} for number, (row, _) in enumerate(half[::-1], 1)]
-        for row, (_, content) in zip(named, half[::-1]):
-            (folder / name / name / row["fname"]).write_bytes(content)
-        if name == "cars_train":
-            matlab(folder / "devkit/cars_train_annos.mat", annotations=named)
-            continue
-        if labels:
-            matlab(folder / "cars_test_annos_withlabels (1).mat", annotations=named)
-        matlab(
-            folder / "devkit/cars_test_annos.mat",
-            annotations=[{key: value for key, value in row.items() if key != "class"} for row in named],
-        )
+def cars_kaggle(folder, labels="cars_test_annos_withlabels (1).mat"):
+    """Layout B unpacked, as it circulates: cars_annos.mat beside it, a folder more, the test's labels or not. Returns `folder`."""
+    cars(folder)
+    cars_in_two(folder)
+    for name in ("cars_train", "cars_test", "car_devkit"):
+        shutil.unpack_archive(folder / f"{name}.tgz", folder / name)
+    for packed in folder.glob("*.tgz"):
+        packed.unlink()
+    (folder / "cars_test_annos_withlabels.mat").rename(folder / (labels or "unused"))
+    (folder / "unused").unlink(missing_ok=True)
     return folder
 
 

@@ -1,11 +1,14 @@
 """Archives that nobody vouches for: what is read, and what is refused, in words."""
 
+import contextlib
 import gzip
 import io
 import os
+import shutil
 import stat
 import struct
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -13,7 +16,29 @@ import pytest
 from miniature import add
 
 from data_prep import archives
-from data_prep.archives import identity, read_members
+from data_prep.archives import identity, overview, read_members
+
+
+@pytest.fixture
+def nobody():
+    """A folder that a user without rights can reach; pytest's own are private."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def not_root():
+    """For whom rights hold."""
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(mine)
+
 
 WANTED = {"images/a.jpg", "images/b.jpg", "images.txt"}
 
@@ -66,67 +91,103 @@ def test_links_and_devices(tmp_path, kind, fields):
     assert read(tar(tmp_path / "y.tgz", ("images/b.jpg", b"b"), ("elsewhere", b"", fields))) == {"images/b.jpg": b"b"}
 
 
-def test_links_in_zips_and_folders(tmp_path):
+def test_links_in_a_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         link = zipfile.ZipInfo("images/a.jpg")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(ValueError, match="is a link, not a regular file"):
         read(tmp_path / "x.zip")
-    # A folder is a person's own: its links are followed, to files and to folders, and one that leads back ends.
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/b.jpg").write_bytes(b"b")
-    (tmp_path / "other.jpg").write_bytes(b"a")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/images").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere/a.jpg").symlink_to(tmp_path / "other.jpg")
-    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "folder")
-    assert read(tmp_path / "folder") == {"images/a.jpg": b"a", "images/b.jpg": b"b"}
-    assert identity(tmp_path / "folder") == identity(tmp_path / "folder")
-    (tmp_path / "other.jpg").unlink()
-    with pytest.raises(ValueError, match="images/a.jpg is a link"):
-        read(tmp_path / "folder")
 
 
-def test_names_as_systems_and_browsers_change_them(tmp_path):
-    assert read(tar(tmp_path / "x.tgz", ("top/Images/A.JPG", b"a"), ("images (1).txt", b"list"))) == {
-        "images/a.jpg": b"a",
-        "images.txt": b"list",
-    }
-
-
-def test_an_archive_inside_a_zip(tmp_path):
-    tar(tmp_path / "inner.tgz", ("top/images/a.jpg", b"a"), ("images.txt", b"list"))
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.write(tmp_path / "inner.tgz", "archive/inner.tgz")
-        archive.writestr("images/b.jpg", b"b")
-    assert read(tmp_path / "x.zip") == {"images/a.jpg": b"a", "images.txt": b"list", "images/b.jpg": b"b"}
-
-
-@pytest.mark.parametrize(
-    "content, said", [(b"", "is empty"), (b"\n<!DOCTYPE html>", "web page"), (b"<html>not found</html>", "web page")]
-)
-def test_bytes_that_say_what_they_are(tmp_path, content, said):
-    (tmp_path / "CUB_200_2011.tgz").write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        read(tmp_path / "CUB_200_2011.tgz")
-
-
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
-    (tmp_path / "folder/images").mkdir(parents=True)
-    (tmp_path / "folder/images/a.jpg").write_bytes(b"a")
-
-    def denied(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(ValueError, match="a.jpg: may not be read"):
-        read(tmp_path / "folder")
+def test_links_in_a_folder_are_followed(tmp_path):
+    """A person made them: to a file, to a folder elsewhere, back up; and one that leads nowhere."""
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    (elsewhere / "images").mkdir(parents=True)
+    (elsewhere / "images/a.jpg").write_bytes(b"a")
+    (elsewhere / "list").write_bytes(b"list")
+    (folder / "images").symlink_to(elsewhere / "images")
+    (folder / "images.txt").symlink_to("../elsewhere/list")
+    (elsewhere / "images/up").symlink_to(folder)
+    (folder / "itself").symlink_to("itself")
+    assert read(folder) == {"images/a.jpg": b"a", "images.txt": b"list"}
+    assert [name for name, *_ in archives._members(folder)] == ["images.txt", "itself", "images/a.jpg"]  # no rounds
+    before = identity(folder)
+    (elsewhere / "images/a.jpg").write_bytes(b"another")  # behind the link
+    assert identity(folder) != before
+    (elsewhere / "images/b.jpg").symlink_to("nowhere")
+    assert len(identity(folder)) == 2
+    with pytest.raises(ValueError, match="images/b.jpg is a link to nothing"):
+        read(folder)
 
 
 def test_a_member_twice(tmp_path):
-    with pytest.raises(ValueError, match="holds images/a.jpg twice, the second time as other/images/a.jpg"):
+    with pytest.raises(ValueError, match="holds images/a.jpg twice.*top/images/a.jpg.*other/images/a.jpg"):
         read(tar(tmp_path / "x.tgz", ("top/images/a.jpg", b"1"), ("other/images/a.jpg", b"2")))
+    assert read(tar(tmp_path / "y.tgz", ("a/images.txt", b"1"), ("b/images.txt", b"1"))) == {"images.txt": b"1"}  # a copy
+
+
+def test_names_as_browsers_and_other_systems_leave_them(tmp_path):
+    path = tar(tmp_path / "x.tgz", ("top/Images/A.JPG", b"a"), ("images (1).txt", b"list"), ("images/b (2).jpg", b"b"))
+    assert read(path) == {"images/a.jpg": b"a", "images.txt": b"list", "images/b.jpg": b"b"}
+    other = tar(tmp_path / "y.tgz", ("a.jpg", b"small"), ("A.jpg", b"large"))
+    assert dict(read_members(other, {"a.jpg", "A.jpg"})) == {"a.jpg": b"small", "A.jpg": b"large"}
+
+
+def test_a_zip_with_the_tgz_inside(tmp_path, monkeypatch):
+    inner = tar(tmp_path / "inner.tgz", ("top/images/a.jpg", b"a"), ("top/images.txt", b"list"))
+    for number, method in enumerate((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)):
+        path = tmp_path / f"{number}.zip"
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.write(inner, "download/CUB_200_2011.tgz")
+            archive.writestr("__MACOSX/download/._CUB_200_2011.tgz", b"what macOS adds")
+            archive.writestr("images/b.jpg", b"b")
+        assert read(path) == {"images/a.jpg": b"a", "images.txt": b"list", "images/b.jpg": b"b"}
+        assert "download/" in overview(path, WANTED)
+    tar(inner, ("images/a.jpg", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(inner, "inner.tgz")
+    with pytest.raises(ValueError, match="images/a.jpg is a link"):
+        read(path)
+    inner.write_bytes(inner.read_bytes()[:-20])
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(inner, "inner.tgz")
+    with pytest.raises(ValueError, match="is damaged"):
+        read(path)
+
+
+def test_what_lies_there_in_words(tmp_path):
+    deep = tmp_path / "folder/one/two/three"
+    deep.mkdir(parents=True)
+    (deep / "images.txt").touch()
+    for number in range(20):
+        (tmp_path / f"folder/note{number:02}.txt").touch()
+    said = overview(tmp_path / "folder", WANTED)
+    assert "one/" in said and "note00.txt" in said and "more" in said and "note19.txt" not in said
+    assert "one/two/three/images.txt" in said and f"{tmp_path}/folder/one/two/three" in said
+    assert "2 folders" in said and "nothing" in overview(tar(tmp_path / "x.tar", mode="w"), WANTED)
+
+
+def test_what_may_not_be_read(nobody):
+    folder = nobody / "folder"
+    (folder / "images").mkdir(parents=True)
+    (folder / "private").mkdir(mode=0)
+    (folder / "images/a.jpg").write_bytes(b"a")
+    packed = tar(nobody / "x.tgz", ("images/a.jpg", b"a"))
+    packed.chmod(0)
+    with not_root():
+        assert read(folder) == {"images/a.jpg": b"a"}  # what is not asked for may well be private
+        with pytest.raises((OSError, ValueError), match="x.tgz: may not be read"):
+            read(packed)
+    (folder / "images/a.jpg").chmod(0)
+    with not_root(), pytest.raises(OSError, match="a.jpg: may not be read"):
+        read(folder)
+    (folder / "images").chmod(0)
+    with not_root():
+        with pytest.raises(OSError, match="images: may not be read"):
+            read(folder)
+        assert "private/ (may not be read)" in overview(folder, WANTED)
 
 
 def test_a_negative_size_ends_the_reading(tmp_path):
@@ -197,11 +258,20 @@ def test_damaged_archives(tmp_path):
     packed[100] ^= 255  # the content no longer has its checksum
     flipped = bytearray(whole)
     flipped[60000] ^= 255
-    damaged = {"cut.tgz": whole[:120000], "text.tgz": b"not found" * 50, "flipped.tgz": flipped,
+    damaged = {"cut.tgz": whole[:120000], "text.tgz": b"not found" * 200, "flipped.tgz": flipped,
                "x.zip": packed, "cut.zip": stream.getvalue()[:-30], "endless.tgz": gzip.compress(bytes(70 << 20))}  # fmt: skip
     for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: is damaged, or no .tar"):
+            read(tmp_path / name)
+    for name, content, words in (
+        ("page.tgz", b"\n<!DOCTYPE html>\n<p>not found", "web page"),
+        ("empty.tgz", b"", "empty"),
+        ("pointer.zip", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        ("x.rar", b"Rar!\x1a\x07\x01", "RAR"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: is .*{words}"):
             read(tmp_path / name)
     with pytest.raises(ValueError, match="no such file or folder"):
         read(tmp_path / "nowhere")

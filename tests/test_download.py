@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from data_prep.download import Download, fetch
+from data_prep.download import Download, fetch, stranger
 
 CONTENT = os.urandom(300_000)
 MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
@@ -99,7 +99,7 @@ def test_every_address_failing_is_one_message(tmp_path, at):
         fetch(Download("x.tgz", at("missing", "page", "other"), len(CONTENT), MD5), tmp_path)
     message = str(error.value)
     assert f"x.tgz (300,000 bytes, {MD5.replace(':', ' ')}) could not be fetched:" in message
-    for name, reason in (("missing", "status 22 (the server refused)"), ("page", "the file has 23 bytes, expected 300,000"),
+    for name, reason in (("missing", "status 22 (the server refused)"), ("page", "the file is a web page"),
                          ("other", f"expected {MD5[4:]}")):  # fmt: skip
         assert f"/{name}\n        " in message and reason in message
     assert message.endswith(f"Fetch it by hand, and put it at {tmp_path}/x.tgz")
@@ -111,3 +111,20 @@ def test_a_file_of_another_content_is_named_and_kept(tmp_path):
     with pytest.raises(OSError, match="x.tgz: has 4 bytes, expected 300,000. Remove it"):
         fetch(Download("x.tgz", (), len(CONTENT), MD5), tmp_path)
     assert (tmp_path / "x.tgz").read_bytes() == b"mine"
+    (tmp_path / "x.tgz").write_bytes(b"")
+    with pytest.raises(OSError, match="x.tgz: is empty.* Remove it"):
+        fetch(Download("x.tgz", (), len(CONTENT), MD5), tmp_path)
+
+
+def test_bytes_that_say_what_they_are(tmp_path):
+    for content, words in (
+        (b"\xef\xbb\xbf\r\n<!DOCTYPE HTML><title>Sign in", "a web page"),
+        (b"<html>", "a web page"),
+        (b"<?xml version='1.0'?><Error>AccessDenied", "XML"),
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
+        (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
+    ):
+        assert words in stranger(content)
+    for data in (b"PK\x03\x04", b"\x1f\x8b\x08", b"\n\x09GoogleNet", b"MATLAB 5.0 MAT-file", b"1 001.Black_footed_Albatross/a.jpg"):
+        assert stranger(data) is None

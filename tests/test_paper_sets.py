@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -77,28 +78,86 @@ def test_cub(tmp_path, capsys):
     assert (grey[0] == grey[1]).all() and (grey[0] == grey[2]).all()
 
 
+def labelled_pixels(out):
+    """{(label, class, pixels)} of all images of a made set."""
+    return {
+        (int(row["label"]), row["class"], ImageDatabase(f"{out}/{part}.lmdb").read(place)[0].tobytes())
+        for part in ("train", "test")
+        for place, row in enumerate(listed(out, part))
+    }
+
+
 def test_cars196_gives_the_same_images_from_every_layout(tmp_path):
     makers = {
         "one": miniature.cars,
         "zip": miniature.cars_zip,
         "two": miniature.cars_in_two,
         "kaggle": miniature.cars_kaggle,
-        "by box": lambda folder: miniature.cars_kaggle(folder, labels=False),
+        "by_box": lambda folder: miniature.cars_kaggle(folder, labels=None),
     }
     found = {}
     for kind, maker in makers.items():
         (tmp_path / kind).mkdir()
-        archive = maker(tmp_path / kind)
-        record = make("cars196", tmp_path / f"set_{kind}", archive)
-        rows = [row for part in ("train", "test") for row in listed(tmp_path / f"set_{kind}", part)]
-        pixels = [ImageDatabase(f"{tmp_path}/set_{kind}/{part}.lmdb").read(place)[0].tobytes()
-                  for part in ("train", "test") for place in range(18)]  # fmt: skip
-        found[kind] = {(int(row["label"]), row["class"], image) for row, image in zip(rows, pixels)}
+        record = make("cars196", tmp_path / f"set_{kind}", maker(tmp_path / kind))
+        found[kind] = labelled_pixels(tmp_path / f"set_{kind}")
         assert len(found[kind]) == 36 and not record["official"]
-        assert {int(row["label"]) for row in rows[:18]} == {1, 3, 98} and {int(row["label"]) for row in rows[18:]} == {99, 150, 196}
-    assert found["one"] == found["zip"] == found["two"] == found["kaggle"] == found["by box"]
+        assert {entry[0] for entry in found[kind]} == {1, 3, 98, 99, 150, 196} and found[kind] == found["one"]
+        assert {int(row["label"]) for row in listed(tmp_path / f"set_{kind}", "test")} == {99, 150, 196}
     assert (3, "Make Model 3 C/V 2012") in {entry[:2] for entry in found["one"]}
     check_images(tmp_path / "set_one", contents(tmp_path / "one/car_ims.tgz"), "")
+    # Named as browsers name a second download, and packed in another way: the rest is still looked for beside it.
+    (tmp_path / "one/car_ims.tgz").rename(tmp_path / "one/car_ims (1).tgz")
+    make("cars196", tmp_path / "again", tmp_path / "one/car_ims (1).tgz")
+    assert labelled_pixels(tmp_path / "again") == found["one"]
+    for name in ("cars_train", "cars_test"):
+        (tmp_path / f"two/{name}.tar").write_bytes(gzip.decompress((tmp_path / f"two/{name}.tgz").read_bytes()))
+        (tmp_path / f"two/{name}.tgz").unlink()
+    for number, named in enumerate((tmp_path / "two/cars_train.tar", tmp_path / "two")):
+        make("cars196", tmp_path / f"tar{number}", named)
+        assert labelled_pixels(tmp_path / f"tar{number}") == found["one"]
+
+
+def test_the_lists_whose_images_are_there(tmp_path):
+    """All of Cars196's lists lie in the folder: the images choose. Where they belong to none, the message says what would do."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    miniature.cars_kaggle(folder)
+    shutil.unpack_archive(miniature.cars(folder), folder)
+    (folder / "car_ims.tgz").unlink()
+    for half in ("cars_train", "cars_test"):
+        (folder / half).rename(tmp_path / half)
+    make("cars196", tmp_path / "set", folder)
+    assert listed(tmp_path / "set", "train")[0]["path"] == "car_ims/000001.jpg"
+    shutil.rmtree(folder / "car_ims")
+    shutil.rmtree(folder / "car_devkit")
+    (tmp_path / "cars_train").rename(folder / "cars_train")
+    with pytest.raises(ValueError) as error:
+        make("cars196", tmp_path / "other", folder)
+    for words in ("car_ims/000001.jpg", "cars_train/", "cars_train_annos.mat", "car_devkit.tgz"):
+        assert words in str(error.value)
+
+
+def test_the_class_of_a_box_that_two_classes_have(tmp_path):
+    """Nothing is guessed: known for the official list's few, refused for any other."""
+    box = {"bbox_x1": 1, "bbox_y1": 2, "bbox_x2": 3, "bbox_y2": 4}
+    both = [{**box, "relative_im_path": f"car_ims/{label:06}.jpg", "class": label, "test": 1} for label in (14, 19)]
+    other = {**both[0], "bbox_x1": 9}  # and one that only the other folder has in another class
+    both += [{**other, "class": 1, "test": 0}, {**other, "class": 5}]
+
+    def read(*names):
+        rows = [{**box, "fname": name} for name in names] + [{**box, "bbox_x1": 9, "fname": "00009.jpg"}]
+        annotations = {
+            "cars_annos.mat": {"annotations": both, "class_names": miniature.CARS_CLASSES},
+            "cars_train_annos.mat": {"annotations": [{**box, "fname": "1.jpg", "class": 2}, {**box, "fname": "2.jpg", "class": 2}]},
+            "cars_test_annos.mat": {"annotations": rows},
+        }
+        lists = {name: miniature.matlab(tmp_path / name, **values).read_bytes() for name, values in annotations.items()}
+        return {entry.path: entry.label for part in paper_files.SETS["cars196"].read(lists).values() for entry in part}
+
+    right = {"cars_test/05844.jpg": 19, "cars_test/01236.jpg": 14, "cars_test/00009.jpg": 5}
+    assert read("05844.jpg", "01236.jpg").items() >= right.items()
+    with pytest.raises(ValueError, match="00007.jpg.*14.*19.*cars_test_annos_withlabels.mat"):
+        read("05844.jpg", "00007.jpg")
 
 
 def test_cars196_by_boxes_that_two_classes_share(tmp_path, capsys):
@@ -177,6 +236,14 @@ def test_sop(tmp_path):
     source = {str(path.relative_to(tmp_path / "unpacked")): path.read_bytes() for path in (tmp_path / "unpacked").rglob("*.JPG")}
     check_images(tmp_path / "sop", source, "Stanford_Online_Products/", "crop15")
     assert [int(row["label"]) for row in listed(tmp_path / "sop", "test")] == [11319] * 6 + [11320] * 6 + [11321] * 6
+    # Packed without its lists, which lie beside.
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path, content in source.items():
+            archive.writestr(path, content)
+    for path in (tmp_path / "unpacked").rglob("Ebay_*.txt"):
+        shutil.copy(path, tmp_path / path.name)
+    make("sop", tmp_path / "beside", tmp_path / "photos.zip")
+    assert listed(tmp_path / "sop", "train") == listed(tmp_path / "beside", "train")
     # Where it was unpacked already, the folder will do.
     make("sop", tmp_path / "from_folder", tmp_path / "unpacked")
     assert listed(tmp_path / "sop", "train") == listed(tmp_path / "from_folder", "train")
@@ -263,6 +330,77 @@ def test_an_unpacked_folder_is_told_by_single_images(tmp_path, monkeypatch):
     other.write_bytes(other.with_name(next(path.name for path in other.parent.glob("*_8.jpg"))).read_bytes())
     with pytest.raises(ValueError, match="of 2 images whose MD5 is known, 2 are there and 1 agree"):
         make("cub", tmp_path / "other", tmp_path / "unpacked", any_count=False)
+
+
+def test_two_folders_are_told_by_their_lists(tmp_path, monkeypatch):
+    """No image of this layout has a published MD5; the lists have checksums, and every image that they name must be there."""
+    official = tmp_path / "car_ims.tgz"
+    official.touch()
+    for labels in ("cars_test_annos_withlabels.mat", None):
+        folder = tmp_path / f"with_{labels}"
+        folder.mkdir()
+        miniature.cars_kaggle(folder, labels)
+        sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.mat")}
+        shrink(monkeypatch, "cars196", official, sums=sums)
+        assert make("cars196", tmp_path / f"set_{labels}", folder, any_count=False)["official"] is True
+        for wrong in ({**sums, "cars_train_annos.mat": "0" * 64}, {name: sums[name] for name in sums if "test" not in name}):
+            shrink(monkeypatch, "cars196", official, sums=wrong)
+            with pytest.raises(ValueError, match="cannot be told to be official"):
+                make("cars196", tmp_path / "other", folder, any_count=False)
+    used = [group for group in paper_files.SETS["cars196"].lists if "cars_train_annos.mat" in group]
+    monkeypatch.undo()
+    assert all(name in paper_files.SETS["cars196"].sums for group in used for name in group)
+
+
+@pytest.mark.parametrize("kind", ["CUB_200_2011.tar", "CUB_200_2011.zip", "zip of tgz", "cub_200_2011 (2).TGZ", "unpacked beside"])
+def test_a_folder_that_holds_the_set_in_another_form(tmp_path, kind):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    archive = miniature.cub(tmp_path)
+    if kind == "CUB_200_2011.tar":
+        (folder / kind).write_bytes(gzip.decompress(archive.read_bytes()))
+    elif kind == "CUB_200_2011.zip":
+        with zipfile.ZipFile(folder / kind, "w") as packed:
+            for name, content in contents(archive).items():
+                packed.writestr(name, content)
+    elif kind == "zip of tgz":
+        with zipfile.ZipFile(folder / "CUB_200_2011.zip", "w") as packed:
+            packed.write(archive, archive.name)
+    elif kind == "unpacked beside":  # images from both: each is read once
+        shutil.unpack_archive(archive, folder / "here")
+        (folder / "CUB_200_2011.tar").write_bytes(gzip.decompress(archive.read_bytes()))
+        next(folder.rglob("images/*/*.jpg")).unlink()
+        (folder / "here/CUB_200_2011/images.txt").unlink()
+    else:
+        archive.rename(folder / kind)
+    assert make("cub", tmp_path / "cub", folder)["train"]["images"] == 18
+    assert len(listed(tmp_path / "cub", "test")) == 18
+
+
+def test_a_folder_that_holds_something_else(tmp_path):
+    folder = tmp_path / "folder"
+    shutil.unpack_archive(miniature.cub(tmp_path), folder / "one/two")
+    (folder / "notes.txt").touch()
+    assert make("cub", tmp_path / "cub", folder / "one")["test"]["images"] == 18
+    shutil.move(folder / "one", tmp_path / "moved")
+    shutil.move(tmp_path / "moved", folder / "zero/one")
+    with pytest.raises(ValueError) as error:
+        make("cub", tmp_path / "other", folder)
+    for words in ("images.txt", "notes.txt", "zero/", f"name {folder}/zero/one/two/CUB_200_2011", "CUB_200_2011.tgz"):
+        assert words in str(error.value)
+
+
+def test_what_is_no_archive_says_what_it_is(tmp_path):
+    archive = miniature.cub(tmp_path)
+    for content, words in ((b"<!DOCTYPE html><title>Google Drive - Virus scan warning", "web page"), (b"", "empty")):
+        archive.write_bytes(content)
+        for any_count in (False, True):
+            with pytest.raises(ValueError, match=f"CUB_200_2011.tgz: is .*{words}") as error:
+                make("cub", tmp_path / "cub", archive, any_count)
+            assert "COUNTS=any" not in str(error.value)  # which would not help
+    page = {**miniature.cub_members(), "images.txt": b"<html>404"}
+    with pytest.raises(ValueError, match="images.txt: is a web page"):
+        make("cub", tmp_path / "cub", miniature.cub(tmp_path, page))
 
 
 def test_unreadable_images_are_all_named_and_an_earlier_set_stays(tmp_path):
@@ -500,12 +638,23 @@ def test_published_constants():
                     "sop": ["77420a9edb", "ce78d106ba", "8203e0a0a1", "d6c24e224e"]}  # fmt: skip
 
 
-def test_lists_as_other_tools_leave_them(tmp_path):
-    """Line ends of Windows and empty lines at the end are no columns; ids that no class has are named."""
+def test_lists_as_other_tools_leave_them(tmp_path, monkeypatch):
+    """Line ends of Windows, a byte order mark and empty lines change nothing; ids that no class has are named."""
     members = miniature.cub_members()
-    for name in ("images.txt", "image_class_labels.txt", "classes.txt"):
-        members[name] = members[name].replace(b"\n", b"\r\n") + b"\r\n\r\n"
-    assert make("cub", tmp_path / "cub", miniature.cub(tmp_path, members))["train"]["images"] == 18
+    names = ("images.txt", "image_class_labels.txt", "classes.txt")
+    sums = {name: hashlib.sha256(members[name]).hexdigest() for name in names}
+    image = next(path for path in members if path.endswith(".jpg"))
+    spots = {image: hashlib.md5(members[image]).hexdigest()}
+    shrink(monkeypatch, "cub", miniature.cub(tmp_path), sums=sums, spots=spots)
+    members[image.replace(".jpg", ".JPG")] = members.pop(image)
+    for number, encode in enumerate((lambda text: b"\xef\xbb\xbf" + text.encode(), lambda text: text.encode("utf-16"))):
+        changed = {name: encode(members[name].decode().replace("\n", "\r\n")) for name in names}
+        archive = miniature.cub(tmp_path, {**members, **changed}).rename(tmp_path / f"{number}.tgz")
+        record = make("cub", tmp_path / f"{number}", archive, any_count=False)
+        assert record["train"]["images"] == 18 and record["official"]
+    for name in names:
+        members[name] = members[name] + b"\r\n\r\n"
+    assert make("cub", tmp_path / "empty_lines", miniature.cub(tmp_path, members))["train"]["images"] == 18
     archive = miniature.sop(tmp_path)
     with zipfile.ZipFile(archive) as whole:
         lists = {f"Ebay_{part}.txt": whole.read(f"Stanford_Online_Products/Ebay_{part}.txt") for part in ("train", "test")}
@@ -597,7 +746,7 @@ def test_lists_that_are_wrong_in_other_ways(tmp_path):
         paper_sets.read_lists("cars196", files, lists)
     header = b"image_id class_id super_class_id path\n"
     for train, message in (
-        (b"", "Ebay_train.txt, line 1: expected image_id"),
+        (b"", "Ebay_train.txt: is empty"),
         (header + b"1 3000000000 1 a_0.JPG\n", "has the class 3000000000"),
         (header + b"1 0 1 a_0.JPG\n", "has the class 0; class ids begin at 1"),
     ):
