@@ -8,7 +8,6 @@ import contextlib
 import errno
 import gzip
 import hashlib
-import itertools
 import os
 import re
 import stat
@@ -170,15 +169,7 @@ def _parts(member):
 
 def _members(path):
     """Yield (name, kind, size, read) of each member."""
-    if path.is_dir():
-        yield from _folder(path)
-    elif zipfile.is_zipfile(path):
-        yield from _zip(path)
-    elif path.is_file():
-        with open(path, "rb") as raw:
-            yield from _tar(raw)
-    else:
-        raise ValueError("is a pipe or a device, and no archive")
+    return _folder(path) if path.is_dir() else _zip(path) if zipfile.is_zipfile(path) else _tar(path)
 
 
 def _folder(path, below="", above=()):
@@ -235,10 +226,6 @@ def _zip(path):
         for member in archive.infolist():
             mode = member.external_attr >> 16
             kind = "folder" if member.is_dir() else _kind(mode) if stat.S_IFMT(mode) else "file"
-            if kind == "file" and member.filename.lower().endswith(PACKED[:-1]):
-                with archive.open(member) as inside:
-                    yield from _tar(inside)
-                continue
             yield member.filename, kind, member.file_size, lambda member=member: archive.read(member)
             # A download packed once more; what macOS adds beside each file begins with "._".
             if TAR.search(member.filename) and not member.filename.rpartition("/")[2].startswith("._"):

@@ -20,7 +20,6 @@ from google.protobuf.message import DecodeError
 from data_prep.download import Download, digest, fetch, unfit
 from data_prep.files import user_path
 from data_prep.write_set import mean_bytes
-from prototxt.googlenet import trunk
 
 WEIGHTS = Download(
     "bvlc_googlenet.caffemodel",
@@ -70,8 +69,8 @@ def imagenet_mean():
     return mean
 
 
-def read_weights(path):
-    """The NetParameter in a .caffemodel; ValueError for any other file."""
+def check_file(path):
+    """Raise ValueError unless `path` is a .caffemodel."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file (WEIGHTS)")
     if wrong := unfit(path):
@@ -79,25 +78,10 @@ def read_weights(path):
     net = NetParameter()
     try:
         net.ParseFromString(path.read_bytes())
-    except PermissionError:
-        raise ValueError(f"{path}: may not be read (permission denied); chmod or chown lets you") from None
     except DecodeError as error:
         raise ValueError(f"{path}: is no .caffemodel, or is damaged ({error})") from None
     if not (net.layer or net.layers):
         raise ValueError(f"{path}: holds no layers; expected a .caffemodel such as bvlc_googlenet.caffemodel")
-    return net
-
-
-def check_file(path):
-    """Raise ValueError unless `path` is a .caffemodel."""
-    read_weights(path)
-
-
-def lacking_layers(path, names):
-    """Those of the layers `names` that the .caffemodel at `path` has no weights for."""
-    net = read_weights(path)
-    held = {layer.name for layer in [*net.layer, *net.layers] if layer.blobs}  # `layers`: the format of 2014
-    return [name for name in names if name not in held]
 
 
 def known_weights(path):
@@ -114,13 +98,7 @@ def main():
     parser.add_argument("--weights", type=user_path, help="a .caffemodel to start from instead of BVLC's")
     arguments = parser.parse_args()
     if arguments.weights:
-        names = [layer["name"] for layer in trunk() if layer["type"] == "Convolution"]
-        if lacking := lacking_layers(arguments.weights, names):
-            more = f" and {len(lacking) - 1} more of its {len(names)} layers" if lacking[1:] else ""
-            raise ValueError(
-                f"{arguments.weights}: has no weights for the net's layer {lacking[0]!r}{more}; it is not GoogLeNet's. "
-                "Name a .caffemodel of GoogLeNet, or call `make weights`, which fetches BVLC's"
-            )
+        check_file(arguments.weights)
         return
     try:
         fetch(WEIGHTS, Path("data"))

@@ -44,7 +44,7 @@ def as_published(name, content):
 def _rows(name, content, columns):
     """The lines of a list as tuples; ValueError names the line that has another number of columns."""
     rows = []
-    for number, line in enumerate(content.decode("utf-8-sig", "surrogateescape").splitlines(), 1):
+    for number, line in enumerate(content.decode("utf-8", "surrogateescape").splitlines(), 1):
         if not line:
             continue
         row = line.split(" ") if columns > 2 else line.split(" ", 1)
@@ -89,29 +89,6 @@ def _matlab(name, variable, content):
         return [found] if isinstance(found, (dict, str)) else list(found)
     except Exception as error:  # damaged Matlab files come out of scipy in many ways
         raise ValueError(f"{name}: cannot be read as Matlab's {variable} ({type(error).__name__}: {error})") from None
-
-
-BOX = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
-
-
-def _by_box(lists):
-    """[{fname, class}] of the test folder where its labels are missing: cars_annos.mat has them, under other names.
-
-    An image is known by its box. A few boxes are of two classes: these images are left out, which the counts then tell.
-    """
-    classes = {}
-    for row in _matlab("cars_annos.mat", "annotations", lists["cars_annos.mat"]):
-        if row["test"]:
-            classes.setdefault(tuple(int(row[side]) for side in BOX), set()).add(int(row["class"]))
-    rows = _matlab("cars_test_annos.mat", "annotations", lists["cars_test_annos.mat"])
-    found = [(row["fname"], classes.get(tuple(int(row[side]) for side in BOX), set())) for row in rows]
-    kept = [{"fname": name, "class": next(iter(its))} for name, its in found if len(its) == 1]
-    if left := len(found) - len(kept):
-        print(
-            f"{left:,} images of cars_test have no box of their own in cars_annos.mat, so no class: they are left out. "
-            "cars_test_annos_withlabels.mat has it"
-        )
-    return kept
 
 
 def read_cars196(lists):

@@ -8,7 +8,6 @@ import io
 import json
 import re
 import shutil
-import sys
 import tarfile
 import zipfile
 
@@ -20,7 +19,7 @@ from caffe_pb2 import Datum
 from conftest import tool
 from PIL import Image
 
-from data_prep import imagenet, paper_files, paper_sets
+from data_prep import paper_files, paper_sets
 from data_prep.batch_plan import make_plan
 from data_prep.download import Download
 from data_prep.files import locked
@@ -158,76 +157,6 @@ def test_the_class_of_a_box_that_two_classes_have(tmp_path):
     assert read("05844.jpg", "01236.jpg").items() >= right.items()
     with pytest.raises(ValueError, match="00007.jpg.*14.*19.*cars_test_annos_withlabels.mat"):
         read("05844.jpg", "00007.jpg")
-
-
-def test_cars196_by_boxes_that_two_classes_share(tmp_path, capsys):
-    """No class is guessed: these images are left out, and the counts say so."""
-    (tmp_path / "cars").mkdir()
-    record = make("cars196", tmp_path / "set", miniature.cars_kaggle(tmp_path / "cars", labels=False, ambiguous=True))
-    assert record["train"]["images"] + record["test"]["images"] == 34 and "2 images of cars_test" in capsys.readouterr().out
-
-
-def test_two_folders_of_cars196_are_official_by_their_lists(tmp_path, monkeypatch):
-    (tmp_path / "cars").mkdir()
-    cars, elsewhere = miniature.cars_kaggle(tmp_path / "cars"), tmp_path / "car_ims.tgz"
-    elsewhere.write_bytes(b"another way to have it")
-    lists = {
-        "cars_train_annos.mat": "devkit/cars_train_annos.mat",
-        "cars_meta.mat": "devkit/cars_meta.mat",
-        "cars_test_annos_withlabels.mat": "cars_test_annos_withlabels (1).mat",
-    }
-    sums = {name: hashlib.sha256((cars / place).read_bytes()).hexdigest() for name, place in lists.items()}
-    shrink(monkeypatch, "cars196", elsewhere, sums=sums)
-    assert make("cars196", tmp_path / "set", cars, any_count=False)["official"] is True
-    shrink(monkeypatch, "cars196", elsewhere, sums={**sums, "cars_meta.mat": "0" * 64})
-    with pytest.raises(ValueError, match="cars_meta.mat is not the published list"):
-        make("cars196", tmp_path / "other", cars, any_count=False)
-
-
-@pytest.mark.parametrize("name", ["CUB_200_2011.tar", "CUB_200_2011.zip", "download.zip"])
-def test_cub_in_a_folder_under_another_name(tmp_path, name):
-    """Unpacked by a browser, packed again, or inside another archive; lists with a byte order mark, images in capitals."""
-    members = miniature.cub_members()
-    members["images.txt"] = b"\xef\xbb\xbf" + members["images.txt"]
-    members = {path.replace(".jpg", ".JPG"): content for path, content in members.items()}
-    (tmp_path / "here").mkdir()
-    target = tmp_path / "here" / name
-    if name.endswith(".tar"):
-        miniature.write_tar(target, members, "CUB_200_2011/")
-    else:
-        with zipfile.ZipFile(target, "w") as archive:
-            if name == "download.zip":
-                archive.write(miniature.write_tar(tmp_path / "x.tgz", members, "CUB_200_2011/"), "CUB_200_2011.tgz")
-            for path, content in members.items() if name != "download.zip" else ():
-                archive.writestr(f"CUB_200_2011/{path}", content)
-    for number, place in enumerate((tmp_path / "here", target)):
-        record = make("cub", tmp_path / f"cub{number}", place)
-        assert record["train"]["images"] == record["test"]["images"] == 18
-
-
-def test_what_was_seen_is_named(tmp_path):
-    (tmp_path / "here/photos").mkdir(parents=True)
-    (tmp_path / "here/photos/one.jpg").touch()
-    with pytest.raises(ValueError, match="photos/one.jpg.*3 folders deep.*CUB_200_2011.tgz"):
-        make("cub", tmp_path / "cub", tmp_path / "here")
-
-
-def test_a_web_page_in_the_place_of_the_archive(tmp_path):
-    (tmp_path / "CUB_200_2011.tgz").write_text("<!doctype html><title>Sign in</title>")
-    with pytest.raises(ValueError, match="web page"):
-        make("cub", tmp_path / "cub", tmp_path / "CUB_200_2011.tgz")
-    (tmp_path / "w.caffemodel").write_text("<html>")
-    with pytest.raises(ValueError, match="web page"):
-        imagenet.check_file(tmp_path / "w.caffemodel")
-
-
-def test_a_pycaffe_without_the_mean(tmp_path, monkeypatch):
-    (tmp_path / "caffe").mkdir()
-    (tmp_path / "caffe/__init__.py").touch()
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "caffe", raising=False)
-    with pytest.raises(ValueError, match="without the ImageNet mean.*make env"):
-        imagenet.imagenet_mean()
 
 
 def test_sop(tmp_path):
