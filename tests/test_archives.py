@@ -86,7 +86,7 @@ def test_nothing_is_written_to_the_disk(tmp_path):
 ])  # fmt: skip
 def test_links_and_devices(tmp_path, kind, fields):
     path = tar(tmp_path / "x.tgz", ("images/b.jpg", b"b"), ("images/a.jpg", b"", fields))
-    with pytest.raises(ValueError, match=f"x.tgz: images/a.jpg is a {kind}, not a regular file"):
+    with pytest.raises(ValueError, match=f"x.tgz: images/a.jpg is a {kind}"):
         read(path)
     assert read(tar(tmp_path / "y.tgz", ("images/b.jpg", b"b"), ("elsewhere", b"", fields))) == {"images/b.jpg": b"b"}
 

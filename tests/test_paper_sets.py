@@ -214,7 +214,7 @@ def test_the_official_set(tmp_path, monkeypatch, capsys):
     for again in (None, tmp_path / "moved.tgz"):  # the archive is no longer needed, and may lie elsewhere
         assert make("cub", out, again, any_count=False) == record
     assert capsys.readouterr().out.count("is made already") == 2
-    with pytest.raises(ValueError, match="holds the official set, which COUNTS=any would replace"):
+    with pytest.raises(ValueError, match="holds the official set"):
         make("cub", out, tmp_path / "moved.tgz")
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
@@ -528,7 +528,7 @@ def test_a_plan_that_is_there_is_kept(tmp_path):
     with locked(tmp_path / "cub", "making a set"):
         for script, arguments in (("paper_sets", options), ("paired_lmdb", ("--set", tmp_path / "cub", "--batch", 8))):
             done = tool(f"data_prep/{script}.py", *arguments)
-            assert done.returncode == 1 and "another process is making a set in this folder" in done.stderr
+            assert done.returncode == 1 and "another process" in done.stderr
 
 
 def test_what_was_downloaded_in_another_layout_is_used(tmp_path, monkeypatch):
@@ -653,7 +653,7 @@ def test_a_wrong_file_among_the_downloads_is_not_official_by_its_place(tmp_path,
     (tmp_path / "data/downloads").mkdir(parents=True)
     (tmp_path / "data/downloads" / archive.name).write_bytes(archive.read_bytes() + b"x")
     for named in (paper_sets.DOWNLOADS / archive.name, paper_sets.DOWNLOADS):
-        with pytest.raises(ValueError, match="It was damaged on the way, or is not the official file"):
+        with pytest.raises(ValueError, match="is not the official file"):
             make("cub", tmp_path / "cub", named, any_count=False)
 
 

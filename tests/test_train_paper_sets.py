@@ -116,8 +116,8 @@ def test_a_sweep_over_the_methods(checkout, weights, tmp_path):
     report = (checkout / "runs/cub/report.md").read_text()
     for row in ("contrastive 128, batch 6, lr 1e-06, 2 it", "triplet 128, batch 6, lr 1e-06, 2 it", "pool5 1024, not fine-tuned"):
         assert f": {row}" in report, report
-    assert "GoogLeNet, as it was pretrained, not fine-tuned." in report
-    assert "The authors published no solver of their baselines" in report
+    assert "not fine-tuned" in report
+    assert "published no solver" in report
     assert (checkout / "runs/cub/curves.png").read_bytes().startswith(b"\x89PNG")
     assert load_features(checkout / "runs/cub/pool5_1024/pretrained/features.npz").features.shape == (18, 1024)
     logs = {path.stem: path.stat().st_size for path in (checkout / "runs/cub/sweep").glob("*.log")}
