@@ -47,7 +47,7 @@ def scoring(metrics):
     details = f" ({facts['library']})" if "library" in facts else ""
     clusters = f"NMI and F1 of {facts['clusters']:,} clusters by {facts['method']}{details}"
     if seeds := facts.get("seeds"):
-        clusters += f", mean±sample standard deviation of seeds {seeds[0]} to {seeds[-1]}"
+        clusters += f", means of seeds {seeds[0]} to {seeds[-1]} (of one run, ± is their sample standard deviation)"
     clusters += "."
     if facts.get("wanted", facts["clusters"]) != facts["clusters"]:
         clusters += f" {facts['wanted']:,} were wanted."
