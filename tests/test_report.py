@@ -158,6 +158,7 @@ def test_the_page_says_what_the_files_say(made, run):
     assert "<solver>" not in text and "<conftest>" not in text  # escaped
     titles = re.findall(r'<h2 id="(\w+)">', text)
     assert titles == ["numbers", "curves", "retrieved", "map", "training", "recipe"]
+    assert "<h1>Lifted structured embedding: small</h1>" in text
     assert [link["href"] for link in page.all("a")] == [f"#{title}" for title in titles]
 
 

@@ -139,10 +139,10 @@ def heading(metrics, folder, name, method, dimensions):
     """Title, what it is of, and the chief numbers."""
     recall = sorted(metrics["recall_at"].items(), key=lambda pair: int(pair[0]))
     tiles = [(f"Recall@{k}", share) for k, share in (recall[0], recall[-1])[: len(recall)]]
-    tiles = [(name, f"{100 * share:.1f}", "") for name, share in tiles]
-    for name in ("NMI", "F1"):
-        figure, several, deviation = percent([metrics])[name].partition("±")
-        tiles.append((name, figure, f" {several}{deviation}" if several else ""))
+    tiles = [(measure, f"{100 * share:.1f}", "") for measure, share in tiles]
+    for measure in ("NMI", "F1"):
+        figure, several, deviation = percent([metrics])[measure].partition("±")
+        tiles.append((measure, figure, f" {several}{deviation}" if several else ""))
     title = f"{METHODS.get(method, method).capitalize()}: {SETS.get(name, name)}"
     size = f"{dimensions} dimension{'s' * (dimensions > 1)}, " if dimensions else ""
     body = [f"<h1>{escape(title)}</h1>",
@@ -152,7 +152,7 @@ def heading(metrics, folder, name, method, dimensions):
         doubts = "".join(f"<li>{escape(doubt)}</li>" for doubt in set_of(metrics).get("doubts") or ())
         body.append(f'<div class="doubt"><strong>This is not the official set: no number here is to be compared with a published '
                     f"one.</strong><ul>{doubts}</ul></div>")  # fmt: skip
-    tiles = "".join(f"<div><b>{figure}</b><span>{name}, %{more}</span></div>" for name, figure, more in tiles)
+    tiles = "".join(f"<div><b>{figure}</b><span>{measure}, %{more}</span></div>" for measure, figure, more in tiles)
     body.append(f'<div class="tiles">{tiles}</div>')
     return title, "\n".join(body)
 
