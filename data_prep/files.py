@@ -55,8 +55,11 @@ def written_aside(path):
 
 
 def _is_running(number):
-    """Whether a process of this machine has that number."""
-    return number.isdecimal() and Path("/proc", number).exists()
+    """Whether a process of this machine has that number. One that has ended and that nobody has asked about (Z) has not."""
+    try:
+        return Path("/proc", number, "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def remove(path):

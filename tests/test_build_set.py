@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -463,8 +464,9 @@ for _ in range(15):
 
 
 def test_what_processes_that_ended_left_aside_goes_and_what_others_write_stays(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
+    ended = subprocess.Popen(["true"])  # nobody asks how: until then it has a number still
+    while "Z" not in Path(f"/proc/{ended.pid}/stat").read_text():
+        time.sleep(0.01)
     host = socket.gethostname()
     left = [tmp_path / f".f.txt.{host}.{number}.partial.txt" for number in (ended.pid, os.getppid())]
     left += [tmp_path / ".f.txt.another.7.partial.txt", tmp_path / f".g.txt.{host}.{ended.pid}.partial.txt"]
@@ -474,7 +476,7 @@ def test_what_processes_that_ended_left_aside_goes_and_what_others_write_stays(t
         aside.write_text("whole")
     assert [path.exists() for path in left] == [False, True, True, True]
     remove_partials(tmp_path)
-    assert os.listdir(tmp_path) == ["f.txt"]
+    assert os.listdir(tmp_path) == ["f.txt"] and ended.wait() == 0
 
 
 def test_written_aside_leaves_nothing_half_made(tmp_path):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import lmdb
 import numpy as np
 import pytest
-from caffe_pb2 import NetParameter
+from caffe_pb2 import TEST, TRAIN, NetParameter
 from conftest import tool, write_solver
 
 from pair_batch import ImageDatabase
@@ -37,6 +37,16 @@ def test_loss_and_gradients_that_are_not_finite(tmp_path, value):
     found.net.blobs["loss"].data[...] = value
     with pytest.raises(ValueError, match="the loss is -?(nan|inf)"):
         found.net.ready()
+
+
+def test_the_data_layer_is_the_one_that_trains(tmp_path):
+    """A net for both phases has one of each, of one name."""
+    net = NetParameter()
+    for phase, param in ((TEST, "test.lmdb"), (TRAIN, "train.lmdb")):
+        layer = net.layer.add(name="pair_batch", include=[{"phase": phase}])
+        layer.python_param.layer, layer.python_param.param_str = "PairBatchData", param
+    solver = SimpleNamespace(net=None, iter=0, add_callback=lambda begun, ready: None)
+    assert Watch(solver, net, tmp_path).data_layer.python_param.param_str == "train.lmdb"
 
 
 def test_gradients_are_looked_at_as_often_as_asked_and_the_loss_always(tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from caffe_pb2 import TEST
 
 from data_prep.files import written_aside
 from pair_batch import ImageDatabase, UnreadableBatch, read_plan
@@ -22,6 +23,7 @@ class Watch:
     def __init__(self, solver, net_message, run, every=1):
         self.solver, self.net, self.run, self.every = solver, solver.net, run, every
         layers = [layer for layer in net_message.layer if layer.python_param.layer == "PairBatchData"]
+        layers = [layer for layer in layers if TEST not in [rule.phase for rule in layer.include if rule.HasField("phase")]]
         self.data_layer = layers[0] if layers else None
         self.lowest, self.lowest_at, self.warned = np.inf, solver.iter, set()
         solver.add_callback(lambda: None, self.check)

@@ -104,6 +104,6 @@ def _comparable(path, home):
 
 def assert_same(found, expected):
     """The same files with the same content; says which differ."""
-    assert sorted(found) == sorted(expected)
+    assert not set(found) ^ set(expected), sorted(set(found) ^ set(expected))
     differing = [name for name in expected if found[name] != expected[name]]
     assert not differing, differing
