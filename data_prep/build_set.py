@@ -79,12 +79,15 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
         print(f"{out}: is made from these images and options already")
         return made
     if made and replace:
-        raise ValueError(f"{out}: holds a set of other images or options. {replace}")
+        then, now = sum(made[part]["images"] for part in PARTS), sum(map(len, found.images.values()))
+        what = f"{then:,} images then, {now:,} now" if then != now else "another size or split, or changed files"
+        raise ValueError(f"{out}: holds a set of other images or options ({what}). {replace}")
     print(f"{images}: {sum(map(len, found.images.values())):,} images of {len(found.images):,} classes")
     say_some("empty class folders", found.empty)
-    say_some("entries that are no images by their name, ignored", found.ignored)
-    if any(path.suffix.lower() in (".heic", ".heif") for path in found.ignored):
-        print(f"    .heic: {HEIC}")
+    photos = [path for path in found.ignored if path.suffix.lower() in (".heic", ".heif")]
+    say_some("files skipped (not images by their extension)", [path for path in found.ignored if path not in photos])
+    if photos:
+        print(f"{len(photos):,} .heic photos are skipped, {photos[0]} for one: {HEIC}")
     found = without_shared(found, duplicates == "drop")
     classes = sorted(found.images, key=os.fsencode)
     label_of = {name: label for label, name in enumerate(classes)}

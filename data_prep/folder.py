@@ -74,12 +74,14 @@ def read_folder(path):
         else:
             folder.empty.append(same_text(entry.name))
     if not folder.images:
-        raise ValueError(f"{path}: no images found; expected class-name/image.png (or {', '.join(sorted(SUFFIXES))}){_level(path)}")
+        raise ValueError(f"{path}: no images found; expected class-name/image.png (or {', '.join(sorted(SUFFIXES))}){level(path)}")
     return folder
 
 
-def _level(path):
+def level(path):
     """Where the images are, when a person named a folder one level too high or too low."""
+    if not path.is_dir():
+        return ""
     entries = _entries(path)
     if own := [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]:
         above = path.absolute().parent
@@ -117,7 +119,9 @@ def without_shared(folder, drop):
     names = "; ".join(" = ".join(name for _, name in group[:3]) for group in shared[:3])
     print(f"{count:,} images are in several classes, byte for byte: {names}{'; ...' if len(shared) > 3 else ''}")
     if not drop:
-        print("    No embedding can tell these apart, so they cap every score. DUPLICATES=drop (--duplicates drop) leaves them out")
+        print(
+            "    No embedding can tell these apart. DUPLICATES=drop (--duplicates drop) leaves them out, in a set of another NAME="
+        )
         return folder
     gone = {name for group in shared for _, name in group}
     kept = {label: [name for name in names if name not in gone] for label, names in folder.images.items()}

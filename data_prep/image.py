@@ -74,13 +74,7 @@ def load_image(source, size, resize="plain", upright=True):
     try:
         return _load(io.BytesIO(source) if isinstance(source, bytes) else source, size, resize, upright)
     except UnidentifiedImageError:
-        begin = _begin(source)
-        raise ValueError(
-            next(
-                (words for pattern, words in OTHERS.items() if re.match(pattern, begin, re.DOTALL | re.IGNORECASE)),
-                "is no image, or is damaged at its beginning",
-            )
-        ) from None
+        raise ValueError(what_it_is(source)) from None
     except Image.DecompressionBombError:
         raise ValueError(f"is too large: more than {MOST_PIXELS:,} pixels; make it smaller") from None
     except MemoryError:
@@ -100,6 +94,13 @@ def _load(source, size, resize, upright):
     with opened as image, DECODING.of(image.width * image.height * BYTES_A_PIXEL):
         resized = np.asarray(RESIZES[resize](three_channels(image, upright), size))
     return np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1))
+
+
+def what_it_is(source):
+    """What a path or bytes that are no image here are, in words."""
+    begin = _begin(source)
+    found = (words for pattern, words in OTHERS.items() if re.match(pattern, begin, re.DOTALL | re.IGNORECASE))
+    return next(found, "is no image, or is damaged at its beginning")
 
 
 def _begin(source):

@@ -97,7 +97,7 @@ def test_what_is_no_image_is_named_and_counted(tmp_path, capsys):
     made = build_set(images, tmp_path / "set")
     out = capsys.readouterr().out
     assert "1 empty class folders: empty" in out
-    assert "3 entries that are no images" in out and "notes.txt" in out and "class001/more" in out
+    assert "3 files skipped" in out and "notes.txt" in out and "class001/more" in out
     assert "): single" in out
     assert sorted(made["train"]["singletons"] + made["test"]["singletons"]) == ["single"]
 

@@ -116,10 +116,10 @@ def test_a_sheet_is_chosen_by_its_seed():
         assert one == choose(rule, found, labels, seed=1).tolist() != choose(rule, found, labels, seed=2).tolist()
         assert len(set(one)) == 12
     assert choose("failures", found, labels).size == 0
-    assert figures.caption("failures", found, []) == "Every query has a right neighbour."
+    assert figures.caption("failures", found, []) == "Every query has a right one among its 5 nearest."
     found.right[:] = False
     assert choose("successes", found, labels).size == 0
-    assert figures.caption("successes", found, []) == "No query has a right neighbour."
+    assert figures.caption("successes", found, []) == "No query has a right one among its 5 nearest."
     found.right[:30, 2] = True
     assert "30 of all 120 queries (25.0%) have a right one among 5" in figures.caption("successes", found, [0, 1])
     assert "90 of all 120 queries (75.0%) have no right one" in figures.caption("failures", found, [0, 1])

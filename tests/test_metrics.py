@@ -291,19 +291,26 @@ def test_a_number_that_means_nothing_is_not_made(tmp_path, labels):
 
 
 @pytest.mark.parametrize(
-    "ours, untrained, raw, said",
+    "count, ours, untrained, raw, said",
     [
-        (0.50, 0.45, 0.40, ["5.0 points above the same net untrained", "10.0 points above raw pixels", "The training helped"]),
-        (0.40, 0.45, 0.30, ["5.0 points below the same net untrained", "did not help", "MIRRORED=no", "ITERS="]),
-        (0.40, 0.30, 0.45, ["5.0 points below raw pixels", "did not help"]),
-        (0.40, 0.40, 0.30, ["0.0 points above the same net untrained", "did not help"]),
-        (0.40, None, None, ["40.0 %"]),
+        (
+            1000,
+            0.50,
+            0.45,
+            0.40,
+            ["500 of 1,000", "450 with the same net untrained", "400 with raw pixels", "The training helped."],
+        ),
+        (1000, 0.40, 0.45, 0.30, ["did not help", "MIRRORED=no", "ITERS=", "RUN="]),
+        (1000, 0.40, 0.30, 0.45, ["The training helped, but raw pixels"]),
+        (1000, 0.40, 0.40, 0.30, ["did not help"]),
+        (40, 0.875, 0.80, 0.85, ["35 of 40", "did not help, or too few images"]),
+        (1000, 0.40, None, None, ["400 of 1,000"]),
     ],
 )
-def test_verdict(ours, untrained, raw, said):
+def test_verdict(count, ours, untrained, raw, said):
     beside = {"untrained": untrained, "raw_pixels": raw}
     baselines = {name: {"recall_at": {"1": share}} for name, share in beside.items() if share is not None}
-    text = " ".join(verdict({"n": 1597, "recall_at": {"1": ours}, "baselines": baselines}))
+    text = " ".join(verdict({"n": count, "recall_at": {"1": ours}, "baselines": baselines}))
     assert all(words in text for words in said) and ("help" in text) == bool(baselines)
 
 

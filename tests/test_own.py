@@ -51,7 +51,7 @@ def test_from_a_folder_to_report_and_search(checkout, tmp_path):
     page = (home / "report.html").read_text()
     assert "NAME=shoes" in page and "make train" in page and "lifted structured embedding" in page.lower()
     metrics = json.loads((home / "metrics.json").read_text())
-    assert "of 24 images" in done.stdout and "points" in done.stdout  # the verdict
+    assert "of 24 images of classes that training never saw" in (home / "report.md").read_text()  # the verdict
     assert metrics["n"] == 24 and metrics["classes"] == 4 and set(metrics["baselines"]) == {"untrained", "raw_pixels"}
     again = make(checkout, *given)
     assert again.returncode == 0 and "trained already" in again.stdout and "made from these images" in again.stdout
@@ -167,7 +167,7 @@ def test_a_set_is_not_replaced_under_its_runs(checkout, tmp_path):
     (folder,) = (checkout / "runs/mine").glob("*/seed1")
     solver = (folder / "net/solver.prototxt").read_text()
     done = make(checkout, *given[:2], "ITERS=3", given[3])
-    assert done.returncode == 2 and "max_iter: 2, now max_iter: 3" in done.stderr and "RUN=" in done.stderr
+    assert done.returncode == 2 and "ITERS: 2 then, 3 now" in done.stderr and "RUN=" in done.stderr
     with locked(folder / "net", "training"):
         assert "another process" in make(checkout, *given).stderr
     assert (folder / "net/solver.prototxt").read_text() == solver

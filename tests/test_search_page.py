@@ -253,9 +253,10 @@ def test_what_is_no_image(server, photos):
     whole = (photos / "class001" / "1.png").read_bytes()
     postscript = io.BytesIO()
     Image.new("RGB", (9, 9)).save(postscript, "EPS")
-    for content, words in ((b"this is text, named .jpg", "is no image that can be read here; expected a JPEG, PNG"),
+    for content, words in ((b"this is text, named .jpg", "is no image, or is damaged at its beginning; expected a JPEG, PNG"),
                            (b"\0", "is no image"), (whole[:100], "truncated|damaged|broken"),
-                           (postscript.getvalue(), "is no image"), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no image"),
+                           (postscript.getvalue(), "is no image"), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+                           (b"\0\0\0\x18ftypheic" + bytes(40), "iPhone"),
                            (bomb(9000, 9000), "9000 x 9000 pixels, more than"), (bomb(60000, 60000), "decompression bomb"),
                            (b"GIF89a" + b"\xff" * 20, "no image|Error|truncated"),
                            (whole[:40] + b"\xff" * 30 + whole[70:], "broken|no image|Error|truncated|checksum")):  # fmt: skip
@@ -351,7 +352,7 @@ def test_ctrl_c_ends_it(index, model):
     before = {path: path.stat().st_mtime_ns for path in model.rglob("*")}
     with socket.create_connection(("127.0.0.1", port)):  # somebody who says nothing does not keep it
         second = start([*command[:-1], str(port)])
-        assert f"127.0.0.1, port {port}: cannot be listened at" in second.communicate(timeout=60)[0] and second.returncode == 1
+        assert f"127.0.0.1, port {port}: is in use" in second.communicate(timeout=60)[0] and second.returncode == 1
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30)[0] == "\nended\n" and process.returncode == 0
     assert before == {path: path.stat().st_mtime_ns for path in model.rglob("*")}
@@ -489,10 +490,10 @@ def test_errors_are_shown_in_words(tab, photos, server):
     tab.until("document.querySelectorAll('#found li').length === 6")
     tab.send("drop", b"this is text", "text.jpg", "image/jpeg")
     tab.until("says.className === 'wrong'")
-    assert tab.do("says.innerText").startswith("text.jpg: is no image that can be read here; expected a JPEG, PNG")
+    assert tab.do("says.innerText").startswith("text.jpg: is no image, or is damaged at its beginning; expected a JPEG, PNG")
     assert tab.found() == [], "what an earlier image found stays there as if it were this one's"
     tab.send("drop", b"a list", "list.txt", "text/plain")
-    assert tab.do("says.innerText") == "That holds no image file. Drop, paste or choose one from your disk."
+    assert tab.do("says.innerText") == "That is not an image file. Drop, paste or choose one from your disk."
     tab.do("""send(new File([new Uint8Array(20000001)], "large.png"))""")
     assert tab.do("says.innerText") == "large.png: has more than 20 MB; make it smaller."
     tab.open(400, "#99")

@@ -22,6 +22,7 @@ from data_prep.files import require_writable, written_aside
 from tools.published import METHODS, cite, is_paper_s_own, is_rerun, matches, own_batch, read_published, references, title, wrapped
 from tools.runs import describe, finished_runs, grouped, pretrained_of, read_metrics, set_of, training_of
 from tools.table import columns, difference, percent, table
+from tools.verdict import verdict
 
 NOT_BVLC = "The starting weights were not BVLC's GoogLeNet, but a file with the SHA-1 {sha1}."
 TITLES = {"raw_pixels": "raw pixels, 16x16", "untrained": "the net, untrained"}
@@ -45,7 +46,7 @@ def scoring(metrics):
     """Sentences about how the figures were measured."""
     facts = metrics["clustering"]
     details = f" ({facts['library']})" if "library" in facts else ""
-    clusters = f"NMI and F1 of {facts['clusters']:,} clusters by {facts['method']}{details}"
+    clusters = f"NMI and F1 of {facts['clusters']:,} clusters by {facts['method'].replace('kmeans', 'k-means')}{details}"
     if seeds := facts.get("seeds"):
         clusters += f", means of seeds {seeds[0]} to {seeds[-1]} (of one run, ± is their sample standard deviation)"
     clusters += "."
@@ -118,6 +119,8 @@ def one_run(paths, name):
         here = "here" if iteration is None else f"here: after {iteration:,} iterations"
         rows.append((here if name else METHODS.get(method, "the embedding"), percent([metrics])))
     text = [*doubts([last]), images(last), table(rows), " ".join(scoring(last))]
+    if not name and "1" in last["recall_at"]:
+        text.append(" ".join(verdict(last)))
     if name:
         text.append("\n".join([f"Recipe: {recipe([last]) or 'not known.'}", *cautions(last)]))
     return [*text, references(sources)]

@@ -120,7 +120,8 @@ def choose(rule, found, labels, count=QUERIES, seed=1):
 def caption(rule, found, chosen):
     """Two sentences on a sheet: how its queries were chosen, and how many there are of their kind."""
     if not len(chosen):
-        return "No query has a right neighbour." if rule == "successes" else "Every query has a right neighbour."
+        who = "No query has" if rule == "successes" else "Every query has"
+        return f"{who} a right one among its {found.right.shape[1]} nearest."
     any_right, count, total = int(found.right.any(axis=1).sum()), found.right.shape[1], found.total
     number, words = {
         "random": (int(found.right[:, 0].sum()), "have a right first neighbour"),

@@ -24,16 +24,14 @@ import numpy as np
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS, OWN_BATCH, ensure_plan, labels_of, make_plan, make_triplet_plan, plan_file
 from data_prep.build_set import build, split_classes
 from data_prep.files import locked, user_path, written_aside
-from data_prep.folder import read_images
+from data_prep.folder import level, read_images
 from data_prep.imagenet import check_file
 from data_prep.write_set import read_set
 from prototxt import own
 from prototxt.records import methods, trunks
 from tools.caffe_files import check_trunk
 from tools.experiment import step
-from tools.runs import read_metrics
 from tools.verbs import NAME, VARIABLES
-from tools.verdict import verdict
 
 LEAST = 4  # classes: two to train, and two to measure on, for with one of them every answer is right
 TAKEN = ("cub", "cars196", "sop", "demo", "demo_holdout", "downloads", "figures")  # names of data/ and runs/
@@ -90,18 +88,30 @@ def choose_iterations(images, batch, trunk):
     return min(most, max(least, int(round(trunk.passes * images / batch, -2))))
 
 
+# What a person sets, where it stands in a net or a solver, and how it is said.
+SAID = {"ITERS": r"max_iter: (\d+)", "MIRRORED": r'"mirror": (true|false)', "the crop": r'"crop": (\d+)'}
+
+
+def difference(then, now):
+    """What is other in two texts of a net or a solver, in the words of a person's own variables as far as they have some."""
+    words = {"true": "yes", "false": "no"}
+    found = []
+    for name, pattern in SAID.items():
+        old, new = (re.search(pattern, text) for text in (then, now))
+        if old and new and old[1] != new[1]:
+            found.append(f"{name}: {words.get(old[1], old[1])} then, {words.get(new[1], new[1])} now")
+    return "; ".join(found) or "another version of this project wrote them"
+
+
 def write_nets(run, files):
     """Write the nets and the solver into the folder `net` of a run; ValueError where the run was begun with others."""
     for name, text in files.items():
         path = run / "net" / name
         there = path.read_text() if path.exists() else None
         if there is not None and there != text and (run / "run.json").exists():
-            then, now = (set(lines.splitlines()) for lines in (there, text))
-            pairs = zip(sorted(then - now), sorted(now - then))
-            changed = "\n    ".join(f"then {old.strip()}, now {new.strip()}" for old, new in pairs)
             raise ValueError(
-                f"{run}: was begun with other settings ({name}):\n    {changed}\n"
-                "Call it with those, name another run (RUN=name), or remove the folder."
+                f"{run}: was begun with other settings ({difference(there, text)}). Call it with those, name another run "
+                "(RUN=name), or remove the folder"
             )
         if there != text:
             with written_aside(path) as aside:
@@ -113,9 +123,8 @@ def make_set(arguments, trunk, size):
     data_set = Path("data", arguments.name)
     found = read_images(arguments.images)  # what is mistyped shows before a folder is made
     if len(found.images) < LEAST:
-        raise ValueError(
-            f"{arguments.images}: has {len(found.images)} classes; {LEAST} are needed at least, two to train and two to measure on"
-        )
+        has, hint = f"{len(found.images)} class{'es' * (len(found.images) != 1)}", level(arguments.images)
+        raise ValueError(f"{arguments.images}: has {has}; {LEAST} are needed at least, two to train and two to measure on{hint}")
     test = arguments.test or (TEST if len(found.images) >= FEW else 0.5)
     _, kept = split_classes(sorted(found.images), {}, test, 0.0, arguments.split)
     if len(kept) < 2:
@@ -139,6 +148,8 @@ def make_set(arguments, trunk, size):
             arguments.skip_unreadable,
             **options,
         )
+    some = ", ".join(kept[:3])
+    print(f"kept for the report: {len(kept)} of {len(found.images)} classes, such as {some} ({data_set}/test.csv; SPLIT=)")
     if np.unique(labels_of(data_set / "test.csv"), return_counts=True)[1].max() < 2:
         raise ValueError(
             f"{arguments.images}: no class that is kept for the report has two images, so nothing can be measured; "
@@ -152,7 +163,9 @@ def plan(arguments, trunk, labels):
     plans = methods()[arguments.method].plan
     batch, batches = choose_batch(labels, plans)
     iterations = arguments.iterations or choose_iterations(len(labels), batch, trunk)
+    mirrored = "not mirrored" if arguments.no_mirror else "mirrored at random (MIRRORED=no: never)"
     print(f"training: {len(labels):,} images, {batch} a batch ({batches:,} batches), {iterations:,} iterations", flush=True)
+    print(f"    {arguments.method} loss, {arguments.dim} dimensions, seed {arguments.seed}, images {mirrored}", flush=True)
     return plans, batch, iterations
 
 
@@ -253,7 +266,6 @@ def main():
     with locked(folder / "net", "at work"):  # a second call of this run must not write another solver
         fit(arguments, trunk, size, folder, plans, batch, iterations)
         score(arguments.name, size, folder, arguments.again, arguments.gpu)
-    print("\n".join(verdict(read_metrics(folder / "metrics.json"))))
     print(
         f"report: {folder}/report.html\n"
         f"search: .venv/bin/python tools/search.py index {shlex.quote(str(common_folder(found)))} --model {folder}"
@@ -280,4 +292,4 @@ def common_folder(found):
 
 
 if __name__ == "__main__":
-    run("own", main)
+    run("make train", main)

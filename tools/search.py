@@ -67,7 +67,7 @@ def search(embedder, index, paths, top):
         except (OSError, ValueError) as error:
             wrong.append(f"{shown(path)}: {getattr(error, 'strerror', None) or error}")
     if wrong:
-        raise ValueError("\n".join([*wrong, "Give images that can be decoded."]))
+        raise ValueError("\n".join(wrong))
     known = {os.path.realpath(index.path_of(number)): number for number in index.files}
     for path, embedding in zip(paths, (embedder.embed([image], [shown(path)])[0] for path, image in zip(paths, queries))):
         yield path, index.nearest(embedding, top), known.get(os.path.realpath(path))
@@ -123,6 +123,8 @@ def index_command(arguments):
         print(f"{len(twice):,} names are there twice, in Unicode forms that look the same (NFC and NFD), such as {shown(twice[0])}")
     words = ", ".join(f"{number:,} {what}" for what, number in counts.items())
     print(f"{shown(home)}: {len(index.files):,} images ({words}), {time.monotonic() - began:.1f} s")
+    place = ["--index", home] if arguments.index else ["--model", arguments.model]
+    print(f"a page to search them: {COMMAND} serve {shlex.join(map(str, place))}")
 
 
 def query_command(arguments):

@@ -26,6 +26,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from data_prep.image import what_it_is
 from tools.search_index import shown, thumbnail
 
 PAGE = Path(__file__).with_name("search_page.html")
@@ -207,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
                     embedding = self.server.embedder.embed([image], ["this image"])[0]
             except (OSError, ValueError, MemoryError) as error:
                 why = str(error) or type(error).__name__
-                why = "is no image that can be read here" if "cannot identify" in why else why
+                why = what_it_is(content) if "cannot identify" in why else why
                 raise Refused(
                     HTTPStatus.UNPROCESSABLE_ENTITY, f"{why}; expected a JPEG, PNG, WebP, GIF, BMP, PNM or TIFF"
                 ) from None
@@ -269,7 +270,7 @@ def serve(embedder, index, host, port, top):
     try:
         server = Server(embedder, index, host, port, top)
     except (OSError, OverflowError) as error:
-        raise OSError(f"{host}, port {port}: cannot be listened at ({error}); take another with --port or --host") from None
+        raise OSError(f"{host}, port {port}: is in use or not to be had ({error}); choose another with --port or --host") from None
     if host not in LOCAL:
         print(f"search: anyone who can reach {host} can search these {len(index.files):,} images and see them; "
               "there is no password", file=sys.stderr)  # fmt: skip
