@@ -59,9 +59,13 @@ def test_weights_of_another_net_are_refused(tmp_path, old):
     own = saved(tmp_path / "own.caffemodel", [*NAMES, "loss3/classifier"], old)
     assert len(NAMES) == 57
     check_trunk(own, GOOGLENET)
-    for names, blobs, lacking in ((NAMES[1:], 1, 1), (NAMES, 0, 57), (["conv1", "res2a_branch1", "fc1000"], 1, 57)):
+    for names, blobs, lacking in (
+        (NAMES[1:], 1, ";"),
+        (NAMES, 0, " and 56 more"),
+        (["conv1", "res2a_branch1", "fc1000"], 1, " and 56 more"),
+    ):
         saved(own, names, old, blobs)  # names alone, without blobs, are no weights
-        with pytest.raises(ValueError, match=f"own.caffemodel: .* {lacking} of GoogLeNet's 57 layers, 'conv1/7x7_s2'"):
+        with pytest.raises(ValueError, match=f"own.caffemodel: has no weights for .*'conv1/7x7_s2'{lacking}"):
             check_trunk(own, GOOGLENET)
 
 

@@ -360,6 +360,16 @@ def test_what_caffe_would_abort_on_is_said(caffe, tmp_path, small_set, old, new,
     assert not (tmp_path / "run" / "model.caffemodel").exists()
 
 
+def test_starting_weights_of_another_net_leave_nothing_behind(trained, tmp_path, small_set):
+    """A run.json would refuse the right file afterwards."""
+    solver = write_solver(tmp_path, small_set)
+    net = NetParameter()
+    net.layer.add(name="conv9").blobs.add(shape={"dim": [1]}, data=[1])
+    (tmp_path / "other.caffemodel").write_bytes(net.SerializeToString())
+    done = train(solver, tmp_path / "run", "--weights", tmp_path / "other.caffemodel")
+    assert done.returncode == 1 and "'conv'" in done.stderr and "conv9" in done.stderr and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("change", ["fewer", "more", "weightless"])
 def test_starting_weights_that_caffe_would_abort_on(trained, tmp_path, small_set, change):
     solver = write_solver(tmp_path, small_set)

@@ -126,20 +126,24 @@ def saved_blobs(path):
     return [(layer.name, layer.blobs) for layer in [*net.layers, *net.layer]]
 
 
-def check_trunk(path, trunk):
-    """Raise ValueError unless the .caffemodel at `path` has weights for each layer of `trunk` (prototxt/trunks/) that has some.
+def check_start(path, names):
+    """Raise ValueError unless the .caffemodel at `path` has weights for each of the layers `names`: before any work is done.
 
-    By the layers' names: their shapes are compared when the net is there.
+    Their shapes are compared when the net is there (check_weights).
     """
-    names = [layer["name"] for layer in trunk.layers() if "param" in layer]
-    blobs = saved_blobs(path)
-    held = {name for name, its in blobs if its}
+    saved = saved_blobs(path)
+    held = [name for name, its in saved if its]
     if missing := [name for name in names if name not in held]:
-        there = ", ".join([name for name, its in blobs if its][:3]) or "none"
+        more = f" and {len(missing) - 1} more of its {len(names)} layers" if len(missing) > 1 else ""
         raise ValueError(
-            f"{path}: was made for another net: it has no weights for {len(missing)} of {trunk.title}'s {len(names)} layers, "
-            f"{missing[0]!r} for one. Its own layers are {there}, ..."
+            f"{path}: has no weights for the net's layer {missing[0]!r}{more}; it was made for another net. "
+            f"Its own layers are {', '.join(held[:3]) or 'none'}, ..."
         )
+
+
+def check_trunk(path, trunk):
+    """check_start for a Trunk (prototxt/trunks/)."""
+    check_start(path, [layer["name"] for layer in trunk.layers() if "param" in layer])
 
 
 def shape_of(blob):

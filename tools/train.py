@@ -52,6 +52,7 @@ from pair_batch import PARAMETERS
 from tools.caffe_files import (
     check_loss,
     check_solver,
+    check_start,
     check_state,
     constructed,
     in_copy,
@@ -420,6 +421,9 @@ def main():
     settings |= {"batch": arguments.batch, "data": check_data(net, arguments.batch), "weights": known_weights(arguments.weights)}
     if arguments.gpu is not None:  # a run on the CPU has no word of it, as before there was a choice
         settings["mode"] = "GPU"
+    if arguments.weights:
+        weighted = [layer.name for layer in net.layer if layer.type in ("Convolution", "InnerProduct")]
+        check_start(arguments.weights, [name for name in weighted if name != "fc_embedding"])
     use_device(arguments.gpu)  # before anything is written
     with locked(run, "training"):
         prepare(run, solver, net, settings)
