@@ -204,7 +204,8 @@ def test_why_caffe_is_built_again(tmp_path):
 def test_make_env_that_is_stopped(tmp_path):
     for name in ("Makefile", "requirements.txt", "tools", "data_prep"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
-    process = subprocess.Popen(["make", "env"], cwd=tmp_path, text=True, start_new_session=True, stdout=subprocess.PIPE,
+    command = ["make", "--no-print-directory", "env"]  # `make test` is above it
+    process = subprocess.Popen(command, cwd=tmp_path, text=True, start_new_session=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)  # fmt: skip
     assert "making .venv" in process.stdout.readline()
     os.killpg(process.pid, signal.SIGTERM)
