@@ -191,17 +191,21 @@ def ensure_plan(data_set, kind, batch=None, seed=None, max_positive_pairs=None):
     """
     path = data_set / plan_file(batch, kind)
     if not path.exists():
+        labels = labels_of(data_set / "train.csv")  # a folder whose name was mistyped is not made
+        limit = MAX_POSITIVE_PAIRS if max_positive_pairs is None else max_positive_pairs
         with locked(data_set, "making a set"):
-            write_plan(path, labels_of(data_set / "train.csv"), batch, seed or 1, max_positive_pairs or MAX_POSITIVE_PAIRS, kind)
-        return
+            if not path.exists():  # another process may have been faster
+                write_plan(path, labels, batch, 1 if seed is None else seed, limit, kind)
+                return
     require_batch(path, batch or OWN_BATCH[kind])
     with np.load(path, allow_pickle=False) as plan:
         facts = {name: int(plan[name]) for name in ("seed", "positive_pairs", "possible_positive_pairs") if name in plan}
     differs = []
     if seed is not None and facts.get("seed") != seed:
-        differs.append(f"with seed {facts.get('seed')}, not {seed}")
-    if max_positive_pairs is not None and facts.get("positive_pairs") != min(max_positive_pairs, facts["possible_positive_pairs"]):
-        differs.append(f"with {facts['positive_pairs']:,} positive pairs, not at most {max_positive_pairs:,}")
+        differs.append(f"with seed {facts.get('seed', '(not recorded)')}, not {seed}")
+    drawn, possible = facts.get("positive_pairs", 0), facts.get("possible_positive_pairs", 0)
+    if max_positive_pairs is not None and (not drawn or drawn != min(max_positive_pairs, possible)):
+        differs.append(f"with {drawn:,} of {possible:,} positive pairs, not at most {max_positive_pairs:,}")
     if differs:
         how = " and ".join(differs)
         raise ValueError(f"{path}: is there already, drawn {how}. Where no run needs it, remove it and run this again")
@@ -209,10 +213,20 @@ def ensure_plan(data_set, kind, batch=None, seed=None, max_positive_pairs=None):
 
 def require_batch(path, batch):
     """Raise ValueError unless the plan at `path` has `batch` images a batch."""
-    with np.load(path, allow_pickle=False) as plan:
-        found = plan["batches"].shape[-1]
+    try:
+        with np.load(path, allow_pickle=False) as plan:
+            found = plan["batches"].shape[-1]
+    except Exception as error:  # whatever is wrong with the file: a damaged zip shows as any of five exceptions
+        raise ValueError(f"{path}: cannot be read as a batch plan ({error}); remove it, and draw it again") from None
     if found != batch:
         raise ValueError(f"{path}: holds batches of {found} images, not of {batch}; data_prep/batch_plan.py draws others")
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be positive, not {text}")
+    return value
 
 
 def main():
@@ -222,7 +236,7 @@ def main():
     parser.add_argument("--batch", type=int, help="images a training batch (default 128, of triplets 120)")
     parser.add_argument("--seed", type=int, help="of the drawing and the shuffle (default 1)")
     parser.add_argument(
-        "--max-positive-pairs", type=int, help=f"draw this many where there are more (default {MAX_POSITIVE_PAIRS:,})"
+        "--max-positive-pairs", type=positive, help=f"draw this many where there are more (default {MAX_POSITIVE_PAIRS:,})"
     )
     arguments = parser.parse_args()
     ensure_plan(arguments.set, arguments.kind, arguments.batch, arguments.seed, arguments.max_positive_pairs)

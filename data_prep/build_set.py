@@ -114,16 +114,17 @@ def build(images, out, size, groups, test_fraction, holdout, seed, batch, max_po
 
 def read_groups(path, found):
     """class -> group from a CSV file with the columns class and group; ValueError names a class that the Folder `found` lacks."""
-    groups = {}
+    groups, names = {}, {}
+    classes = {same_text(name): name for name in [*found.empty, *found.images]}
     for line, row in read_rows(path, "class", "group"):
-        name = same_text(row["class"])
-        if not name or not row["group"]:
+        if not row["class"] or not row["group"]:
             raise ValueError(f"{path}: line {line} has no class or no group")
+        name = classes.get(same_text(row["class"]), row["class"])
         if name in groups:
             raise ValueError(f"{path}: the class {name} is there twice, the second time in line {line}")
         if name not in found.images and name not in found.empty:
             raise ValueError(f"{path}: line {line} names the class {name}, which {found.root} does not have")
-        groups[name] = row["group"]
+        groups[name] = names.setdefault(same_text(row["group"]), row["group"])
     return groups
 
 
@@ -162,6 +163,7 @@ def main():
         parser.error("--size must be positive")
     if arguments["mean"] == "imagenet" and arguments["size"] != 256:
         parser.error("ImageNet's mean image is for --size 256")
+    read_images(arguments["images"])  # what is mistyped shows before a folder is made
     with locked(arguments["out"], "making a set"):
         build(**arguments)
 

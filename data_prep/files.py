@@ -5,6 +5,7 @@ The standard library alone: tools/env.py uses it before there is a virtual envir
 
 import contextlib
 import csv
+import errno
 import fcntl
 import glob
 import hashlib
@@ -46,12 +47,25 @@ def written_aside(path):
     try:
         yield aside
         _sync(aside)
-        if aside.is_dir() and path.is_dir():
-            remove(path)  # rename replaces a file, but no folder that holds something
-        os.replace(aside, path)
+        _publish(aside, path)
         _sync_entry(path.parent)
     finally:
         remove(aside)
+
+
+def _publish(aside, path):
+    """Give what is written aside its name."""
+    while True:
+        try:
+            return os.replace(aside, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # Rename replaces a file, but no folder that holds something: that one is moved out of the way, whole.
+        old = aside.with_name(f"{aside.name}.old")
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.rename(path, old)
+        remove(old)
 
 
 def _is_running(number):

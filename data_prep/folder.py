@@ -1,5 +1,6 @@
 """What is in a folder of images, one sub-folder a class; or in a list of images and their classes."""
 
+import functools
 import hashlib
 import os
 import unicodedata
@@ -19,6 +20,7 @@ class Folder:
     root: Path
     images: dict[str, list[str]] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)  # class folders without an image
+    links: dict[str, str] = field(default_factory=dict)  # class whose folder is a link -> the class whose folder that is
     ignored: list[Path] = field(default_factory=list)  # files that are no images by their suffix, folders in a class
 
 
@@ -32,12 +34,14 @@ def read_list(path):
 
     Raises ValueError when it is no such file, when images are listed twice or are not there.
     """
-    folder, line_of, missing = Folder(path.parent), {}, []
+    folder, line_of, missing, names = Folder(path.parent), {}, [], {}
+    listing = functools.cache(_listing)  # once for each folder, not for each image
     for line, row in read_rows(path, "path", "class"):
-        name, label = row["path"], same_text(row["class"])
+        name, label = row["path"], row["class"]
         if not name or not label:
             raise ValueError(f"{path}: line {line} has no path or no class")
-        name = as_on_disk(path.parent, name)
+        label = names.setdefault(same_text(label), label)
+        name = as_on_disk(path.parent, name, listing)
         file = os.path.realpath(path.parent / name)
         if file in line_of:
             raise ValueError(f"{path}: {name} is listed twice, in lines {line_of[file]} and {line}")
@@ -62,6 +66,7 @@ def read_folder(path):
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder; expected one that holds a folder of images for each class")
     folder = Folder(path)
+    names, places = {}, {}  # of the classes: as they were written first; class folder -> class
     for entry in _entries(path):
         if not entry.is_dir():
             folder.ignored.append(entry)
@@ -70,12 +75,24 @@ def read_folder(path):
         images = [file for file in files if file.is_file() and file.suffix.lower() in SUFFIXES]
         folder.ignored += sorted(set(files) - set(images))
         if images:
-            folder.images.setdefault(same_text(entry.name), []).extend(str(file.relative_to(path)) for file in images)
+            label = names.setdefault(same_text(entry.name), entry.name)
+            folder.images.setdefault(label, []).extend(str(file.relative_to(path)) for file in images)
+            places[entry] = label
         else:
-            folder.empty.append(same_text(entry.name))
+            folder.empty.append(entry.name)
     if not folder.images:
         raise ValueError(f"{path}: no images found; expected class-name/image.png (or {', '.join(sorted(SUFFIXES))}){level(path)}")
+    folder.links = dict(_links(places))
     return folder
+
+
+def _links(places):
+    """Folder.links, of {class folder: class}: of folders that are one, those that are links."""
+    found = {}
+    for entry in sorted(places, key=lambda entry: entry.is_symlink()):
+        original = found.setdefault(os.path.realpath(entry), places[entry])
+        if original != places[entry]:
+            yield places[entry], original
 
 
 def level(path):
@@ -96,22 +113,37 @@ def level(path):
 
 
 def same_text(text):
-    """`text` with its accents composed (NFC): a Mac may write é as two characters, which a person cannot tell from one."""
+    """`text` with its accents composed (NFC): a Mac may write é as two characters, which a person cannot tell from one.
+
+    For comparing: a class keeps the name as it was written first, so that a set that is there stays what it is.
+    """
     return unicodedata.normalize("NFC", text)
 
 
-def as_on_disk(root, name):
+def _listing(place):
+    """{name with its accents composed: name} of what is in a folder."""
+    return {same_text(name): name for name in os.listdir(place)}
+
+
+def as_on_disk(root, name, listing):
     """`name` below `root` as the disk has it, where that is the same text with its accents written otherwise."""
+    if (root / name).exists():
+        return name
     place = root
     for part in Path(name).parts:
         if not (place / part).exists() and place.is_dir():
-            part = next((other for other in os.listdir(place) if same_text(other) == same_text(part)), part)
+            part = listing(place).get(same_text(part), part)
         place = place / part
     return name if place == root / name else str(place if os.path.isabs(name) else place.relative_to(root))
 
 
 def without_shared(folder, drop):
     """Say which images are in several classes, byte for byte; the Folder without them where `drop`, else as it is."""
+    if folder.links:
+        some = "; ".join(f"{link} -> {original}" for link, original in list(folder.links.items())[:3])
+        print(f"{len(folder.links):,} class folders are links to another one{', and left out' if drop else ''}: {some}")
+    if drop:
+        folder = replace(folder, images={label: names for label, names in folder.images.items() if label not in folder.links})
     shared = shared_images(folder)
     if not shared:
         return folder

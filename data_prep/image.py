@@ -6,10 +6,14 @@ import math
 import os
 import re
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+# Pillow's own warning, of attacks: what is too large is refused here, in other words.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # How to turn an image upright, by the EXIF tag that says how the camera was held.
 ORIENTATION = 0x0112

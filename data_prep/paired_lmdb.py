@@ -32,7 +32,11 @@ def write_paired(source, plan, target):
         print(f"{target}: is made already")
         return
     images = ImageDatabase(str(source))
-    order = read_plan(plan, len(images))[0].ravel()
+    batches = read_plan(plan, len(images))[0]
+    if plan.name != plan_file(batches.shape[1]):  # stock Caffe would tear its pairs apart
+        raise ValueError(f"{plan}: holds batches of {batches.shape[1]} images, and its name says another number; remove it, and "
+                         "draw it again with data_prep/batch_plan.py")  # fmt: skip
+    order = batches.ravel()
     value_bytes = -(-len(images.record(0)) // 4096) * 4096 + 256  # an LMDB stores it in whole pages, and its key
     needed = order.size * value_bytes
     once = len(images) * value_bytes

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.batch_plan import ensure_plan, kind_of, labels_of, make_plan, make_triplet_plan, plan_file
+from data_prep.paired_lmdb import write_paired
 
 sizes = st.lists(st.integers(1, 9), min_size=2, max_size=12)
 
@@ -189,6 +190,10 @@ def test_the_negatives_are_drawn_from_all_other_images(seed):
     assert np.square(times - expected).mean() < 2 * expected and (times > 0).mean() > 0.9
     of_first = right[(labels[left] == 0) & (labels[right] != 0)]
     assert np.unique(labels[of_first]).size > 15
+    labels = np.repeat([0, 1], 20)  # each of 20 images asks for 11 negatives, and the 20 others are used 11 times in turn
+    pairs = pairs_of(make_plan(labels, 2, seed)[0])
+    of_first = {tuple(pair) for pair in pairs.tolist() if pair[0] < 20 <= pair[1]}
+    assert len(of_first) > 140  # of 400; 172 are expected, and 20 were the others always in one order
 
 
 def test_a_plan_that_is_there_and_another_that_is_asked_for(small_set, tmp_path):
@@ -203,7 +208,19 @@ def test_a_plan_that_is_there_and_another_that_is_asked_for(small_set, tmp_path)
     path.rename(tmp_path / "set/pairs.npz")
     with pytest.raises(ValueError, match="of 16 images, not of 128"):
         ensure_plan(tmp_path / "set", "pairs")
+    with pytest.raises(ValueError, match="pairs.npz: .* 16 images"):  # stock Caffe would tear its pairs apart
+        write_paired(tmp_path / "set/train.lmdb", tmp_path / "set/pairs.npz", tmp_path / "set/train_paired.lmdb")
     assert (tmp_path / "set/pairs.npz").read_bytes() == before
+    ensure_plan(tmp_path / "set", "pairs", 8, seed=0)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "set/pairs_m8.npz")["batches"], make_plan(labels_of(small_set / "train.csv"), 8, 0)[0]
+    )
+    np.savez(tmp_path / "set/pairs_m4.npz", batches=np.zeros((2, 4), int), images=30)  # made by a person
+    ensure_plan(tmp_path / "set", "pairs", 4)
+    (tmp_path / "set/pairs_m6.npz").write_bytes(before[:500])
+    for batch, asked, words in ((4, {"max_positive_pairs": 5}, "pairs_m4.npz"), (6, {}, "pairs_m6.npz: cannot be read")):
+        with pytest.raises(ValueError, match=words):
+            ensure_plan(tmp_path / "set", "pairs", batch, **asked)
 
 
 def test_names_of_plans():
@@ -227,3 +244,4 @@ def test_command(small_set, tmp_path):
             np.testing.assert_array_equal(plan["batches"], expected)
     ended = tool("data_prep/batch_plan.py", "--set", tmp_path / "nowhere")
     assert ended.returncode == 1 and "train.csv: not there; make data-<set>" in ended.stderr
+    assert not (tmp_path / "nowhere").exists()

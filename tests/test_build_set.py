@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import unicodedata
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from conftest import ROOT, build_set, draw_images, start, tool
 from PIL import Image, ImageOps
 
 from data_prep import write_set
+from data_prep.batch_plan import read_list as read_paths
 from data_prep.build_set import read_groups, split_classes
 from data_prep.files import locked, remove_partials, require_space, require_writable, written_aside
 from data_prep.folder import read_folder, read_images, shared_images
@@ -115,11 +117,17 @@ def test_images_that_are_in_several_classes(tmp_path, capsys):
     assert made["train"]["images"] + made["test"]["images"] == 30
     assert "11 images are in several classes" in said and "DUPLICATES=drop" in said and "class001/copy.png" in said
     made = build_set(images, tmp_path / "drop", batch=4, duplicates="drop")
-    assert made["train"]["images"] + made["test"]["images"] == 19 and "19 images remain" in capsys.readouterr().out
+    assert made["train"]["images"] + made["test"]["images"] == 23 and "23 images remain" in capsys.readouterr().out
+    assert "class002/0.png" in listed(tmp_path / "drop") and "class009/0.png" not in listed(tmp_path / "drop")  # the link goes
     (images / "class009").unlink()
     (images / "class001/copy.png").unlink()
     build_set(images, tmp_path / "none", batch=4)
     assert "several classes" not in capsys.readouterr().out
+
+
+def listed(folder):
+    """The paths of a set's images."""
+    return [path for part in ("train", "test") for path in read_paths(folder / f"{part}.csv")[0]]
 
 
 def test_accents_that_a_person_cannot_tell_apart(tmp_path):
@@ -129,16 +137,33 @@ def test_accents_that_a_person_cannot_tell_apart(tmp_path):
     (tmp_path / "images/class000").rename(tmp_path / f"images/{apart}")
     (tmp_path / "images/class001").rename(tmp_path / f"images/{composed}")
     found = read_images(tmp_path / "images")
-    assert set(found.images) == {composed, "class002"} and len(found.images[composed]) == 4
+    assert set(found.images) == {apart, "class002"} and len(found.images[apart]) == 4  # as it is written first
     assert all((tmp_path / "images" / name).is_file() for names in found.images.values() for name in names)
     (tmp_path / "groups.csv").write_text(f"class,group\n{apart},a\n")
-    assert read_groups(tmp_path / "groups.csv", found) == {composed: "a"}
+    assert read_groups(tmp_path / "groups.csv", found) == {apart: "a"}
+    (tmp_path / "groups.csv").write_text(f"class,group\n{composed},{apart}\nclass002,{composed}\n")
+    assert read_groups(tmp_path / "groups.csv", found) == {apart: apart, "class002": apart}
     (tmp_path / "list.csv").write_text(f"path,class\nimages/{apart}/0.png,{apart}\nimages/{composed}/1.png,{composed}\n")
     (tmp_path / f"images/{composed}/1.png").rename(tmp_path / f"images/{apart}/new.png")
     shutil.rmtree(tmp_path / f"images/{composed}")
     (tmp_path / f"images/{apart}/new.png").rename(tmp_path / f"images/{apart}/1.png")
     found = read_images(tmp_path / "list.csv")
-    assert list(found.images) == [composed] and all((tmp_path / name).is_file() for name in found.images[composed])
+    assert list(found.images) == [apart] and all((tmp_path / name).is_file() for name in found.images[apart])
+    shutil.rmtree(tmp_path / "images/class002")  # sets that are made of such a folder stay what they are: names and labels
+    assert list(read_images(tmp_path / "images").images) == [apart]
+
+
+def test_a_long_list_in_other_accents_is_read_in_a_moment(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    names = [f"cafe\u0301{number}.png" for number in range(50)]
+    for name in names:
+        (tmp_path / "x" / name).touch()
+    rows = "".join(f"x/{unicodedata.normalize('NFC', name)},a\n" for name in names)
+    (tmp_path / "list.csv").write_text(f"path,class\n{rows}")
+    calls = []
+    monkeypatch.setattr("os.listdir", lambda place, listdir=os.listdir: calls.append(place) or listdir(place))
+    assert read_images(tmp_path / "list.csv").images == {"a": [f"x/{name}" for name in names]}
+    assert len(calls) == 1  # the folder is listed once, not for each image
 
 
 @pytest.mark.parametrize("place, named", [("images", "level below"), ("images/kinds/class000", "folder above it")])
@@ -309,7 +334,8 @@ def test_command_line(tmp_path):
     for batch, message in ((15, "even number of images, not 15"), (4096, "but a batch of 4096 images needs 2048")):
         done = tool("data_prep/build_set.py", "--images", tmp_path / "images", "--out", tmp_path / "no", "--batch", batch)
         assert done.returncode == 1 and message in done.stderr and not list((tmp_path / "no").glob("*.*b"))
-    done = tool("data_prep/build_set.py", "--images", tmp_path / "none", "--out", tmp_path / "set")
+    done = tool("data_prep/build_set.py", "--images", tmp_path / "none", "--out", tmp_path / "none_set")
+    assert not (tmp_path / "none_set").exists()
     assert done.returncode == 1 and done.stderr.startswith("build_set: ") and "Traceback" not in done.stderr
 
 
@@ -477,6 +503,23 @@ def test_what_processes_that_ended_left_aside_goes_and_what_others_write_stays(t
     assert [path.exists() for path in left] == [False, True, True, True]
     remove_partials(tmp_path)
     assert os.listdir(tmp_path) == ["f.txt"] and ended.wait() == 0
+
+
+def test_two_processes_that_replace_one_folder_each_publish_a_whole_one(tmp_path):
+    code = """
+import sys
+from data_prep.files import written_aside
+letter, path = sys.argv[1:]
+for _ in range(40):
+    with written_aside(path) as aside:
+        aside.mkdir()
+        for number in range(20):
+            (aside / str(number)).write_text(letter)
+"""
+    path = tmp_path / "one"
+    writers = [subprocess.Popen([sys.executable, "-c", code, letter, path], cwd=ROOT, stderr=subprocess.PIPE) for letter in "ab"]
+    assert [writer.communicate()[1] for writer in writers] == [b"", b""] and os.listdir(tmp_path) == ["one"]
+    assert len(list(path.iterdir())) == 20 and len({file.read_text() for file in path.iterdir()}) == 1
 
 
 def test_written_aside_leaves_nothing_half_made(tmp_path):

@@ -3,11 +3,14 @@
 import io
 import math
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from data_prep.image import Room, content_box, load_image
@@ -214,6 +217,14 @@ def test_too_large_is_said_so(side):
     with pytest.raises(ValueError, match="too large") as error:
         load_image(stream.getvalue(), 16)
     assert "DOS" not in str(error.value) and "bomb" not in str(error.value)
+
+
+def test_too_large_is_said_once(tmp_path):
+    """Pillow warns of large images on its own, on stderr: of an attack."""
+    Image.new("1", (10000, 10000)).save(tmp_path / "large.png")
+    code = f"from data_prep.image import load_image; load_image({str(tmp_path / 'large.png')!r}, 16)"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True).stderr
+    assert "too large" in said and "DOS" not in said
 
 
 def test_room_for_decoding():
