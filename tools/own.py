@@ -23,7 +23,7 @@ import numpy as np
 
 from data_prep.batch_plan import MAX_POSITIVE_PAIRS, OWN_BATCH, ensure_plan, labels_of, make_plan, make_triplet_plan, plan_file
 from data_prep.build_set import build, split_classes
-from data_prep.files import locked, user_path, written_aside
+from data_prep.files import locked, read_rows, user_path, written_aside
 from data_prep.folder import level, read_images
 from data_prep.imagenet import check_file
 from data_prep.write_set import read_set
@@ -148,8 +148,9 @@ def make_set(arguments, trunk, size):
             arguments.skip_unreadable,
             **options,
         )
-    some = ", ".join(kept[:3])
-    print(f"kept for the report: {len(kept)} of {len(found.images)} classes, such as {some} ({data_set}/test.csv; SPLIT=)")
+    # As the set has them: leaving out duplicates may have emptied a class.
+    kept = sorted({row["class"] for _, row in read_rows(data_set / "test.csv", "class")})
+    print(f"kept for the report: {len(kept)} classes, such as {', '.join(kept[:3])} ({data_set}/test.csv; SPLIT=)")
     if np.unique(labels_of(data_set / "test.csv"), return_counts=True)[1].max() < 2:
         raise ValueError(
             f"{arguments.images}: no class that is kept for the report has two images, so nothing can be measured; "
